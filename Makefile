@@ -1,0 +1,110 @@
+# Needs Python >= 3.11 and make; everything else is installed into .venv by the first target that wants it.
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+# The first of these that is new enough makes the virtual environment; PYTHON=... chooses another.
+PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,\
+    $(shell $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
+
+VENV := .venv
+RUN := env -u PYTHONPATH $(VENV)/bin/python -m
+PIP_INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --no-warn-script-location
+CHECKED := src tests benchmarks examples tools
+# Directories too: their time changes when a file is removed.
+SOURCES := $(shell find src -not -name '*.pyc' -not -name __pycache__) pyproject.toml README.md LICENSE
+
+SEEDS ?= 500
+BENCH_ARGS ?=
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## Say what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: test
+test: check-format lint types pytest ## Run everything that is checked
+
+.PHONY: check
+check: test ## The same as make test
+
+.PHONY: check-format
+check-format: $(VENV)/.installed
+	$(RUN) ruff format --check --quiet $(wildcard $(CHECKED)) || { echo 'Run "make format".' >&2; exit 1; }
+
+.PHONY: lint
+lint: $(VENV)/.installed ## Look for mistakes and bad style
+	$(RUN) ruff check $(wildcard $(CHECKED))
+
+.PHONY: types
+types: $(VENV)/.wheel ## Check the types: of the library, of those who use it, and that none is missing
+	$(RUN) mypy src/qorb
+	$(RUN) mypy tests/typing
+	$(RUN) basedpyright --warnings
+	$(RUN) basedpyright --verifytypes qorb --ignoreexternal
+
+.PHONY: pytest
+pytest: $(VENV)/.wheel ## Run the tests against the installed wheel, and ask for the coverage of the core
+	rm -f .coverage .coverage.*
+	$(RUN) coverage run -m pytest $(PYTEST_ARGS)
+	$(RUN) coverage combine --quiet
+	$(RUN) coverage report
+
+.PHONY: demo
+demo: $(VENV)/.wheel ## Watch a pool over servers that die, hang and come back
+	$(VENV)/bin/qorb demo $(DEMO_ARGS)
+
+.PHONY: simulate
+simulate: $(VENV)/.wheel ## Run the simulation with SEEDS=500 (or any number of) seeds
+	$(RUN) tests.simulation --seeds $(SEEDS)
+
+.PHONY: test-matrix
+test-matrix: $(VENV)/.wheel ## Run the tests on every supported Python, with uvloop and with eager tasks
+	$(RUN) tools.matrix $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: .venv-bench/.installed ## Measure against other pools
+	env -u PYTHONPATH .venv-bench/bin/python -m benchmarks $(BENCH_ARGS)
+
+.PHONY: format
+format: $(VENV)/.installed ## Format the code and repair what can be repaired safely
+	$(RUN) ruff check --fix-only --quiet $(wildcard $(CHECKED))
+	$(RUN) ruff format --quiet $(wildcard $(CHECKED))
+
+.PHONY: wheel
+wheel: $(VENV)/.wheel ## Build the wheel and install it, with its extras, into .venv
+
+.PHONY: constraints
+constraints: ## Take the newest versions of what the checks need into constraints.txt
+	$(PYTHON) -m venv --clear .venv-newest
+	sed '/^-c /d' requirements-dev.txt > .venv-newest/requirements.txt
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-newest/requirements.txt rich
+	{ grep '^#' constraints.txt; .venv-newest/bin/python -m pip freeze; } > .venv-newest/constraints.txt
+	mv .venv-newest/constraints.txt constraints.txt
+
+.PHONY: clean
+clean: ## Remove everything that was built or installed here
+	rm -rf $(VENV) .venv-* build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo 'qorb needs Python 3.11 or newer; name one with PYTHON=...' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements-dev.txt constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.wheel: $(VENV)/.installed $(SOURCES)
+	@rm -rf build/wheel
+	$(RUN) pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(PIP_INSTALL) --force-reinstall --no-deps build/wheel/qorb-*.whl
+	$(PIP_INSTALL) -c constraints.txt "$$(echo build/wheel/qorb-*.whl)[all]"
+	@touch $@
+
+.venv-bench/.installed: benchmarks/requirements.txt $(SOURCES) | $(VENV)/.wheel
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps build/wheel/qorb-*.whl
+	@touch $@

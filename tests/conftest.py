@@ -1,0 +1,149 @@
+"""What every test may use, and what is checked after each one.
+
+Two kinds of tests wait:
+
+- in virtual time: `qorb.testing.run(main, seed=...)`. This is the rule. Nothing sleeps, the order is a function of the seed.
+- on a real event loop, where sockets, signals or another loop are the point: the fixture `run_real`.
+
+Both kinds are plain functions, not coroutines; `leak_check` looks after all of them.
+
+The environment variable QORB_TEST_LOOP chooses the real loop: "asyncio" (the default), "uvloop", or "eager" (asyncio with
+eager tasks, Python 3.12 and later). "make test-matrix" runs the suite with each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import math
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+T = TypeVar("T")
+
+pytest_plugins = ["pytester"]
+
+# Loops read this when they are made, those of subprocesses too.
+os.environ.setdefault("PYTHONASYNCIODEBUG", "1")
+
+# A failure must be seen again: the examples are a function of the test. "--hypothesis-profile=explore" looks for new ones.
+settings.register_profile("check", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("explore", deadline=None, print_blob=True, max_examples=2_000)
+settings.load_profile("check")
+
+
+class RunReal(Protocol):
+    """The type of the fixture `run_real`."""
+
+    def __call__(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T: ...
+
+
+class AsyncioLog(logging.Handler):
+    """The warnings and errors that asyncio has logged during the test; whatever is left at its end fails it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # "Executing <Handle ...> took 0.101 seconds" tells how busy the machine is, nothing about the library.
+        if not str(record.msg).startswith("Executing %s took"):
+            self.records.append(record)
+
+    def take(self, text: str) -> logging.LogRecord:
+        """Remove and return the one record whose message or traceback contains `text`; fail when it is not exactly one."""
+        found = [record for record in self.records if text in self._words(record)]
+        assert len(found) == 1, f"{len(found)} records with {text!r} among {[self._words(r) for r in self.records]}"
+        self.records.remove(found[0])
+        return found[0]
+
+    def _words(self, record: logging.LogRecord) -> str:
+        return logging.Formatter().format(record)
+
+    def __str__(self) -> str:
+        return "\n".join(map(self._words, self.records))
+
+
+@pytest.fixture
+def asyncio_log() -> Iterator[AsyncioLog]:
+    """What asyncio logs at WARNING or above. A test that provokes a record says so: `asyncio_log.take("its words")`."""
+    log = AsyncioLog()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(log)
+    yield log
+    logger.removeHandler(log)
+
+
+@pytest.fixture(autouse=True)
+def leak_check(asyncio_log: AsyncioLog) -> Iterator[None]:
+    """Fail the test when it leaves something behind.
+
+    That is: a non-daemon thread; a warning or error logged by asyncio (a task destroyed while pending, an exception that
+    nobody retrieved, a call of a loop's exception handler); and, because warnings are errors, a ResourceWarning or an
+    exception in a finalizer, which pytest reports for this very test since the garbage is collected here.
+    """
+    threads = set(threading.enumerate())
+    yield
+    gc.collect()
+    gc.collect()
+    left = [thread.name for thread in threading.enumerate() if thread not in threads and not thread.daemon]
+    assert not left, f"threads left behind: {left}"
+    assert not asyncio_log.records, f"asyncio has logged:\n{asyncio_log}"
+
+
+@pytest.fixture
+def run_real() -> RunReal:
+    """Run a coroutine function on a real event loop and return its result: `run_real(main)`.
+
+    The loop is new, in debug mode, of the kind that QORB_TEST_LOOP names. When `main` returns, no task but its own may
+    be left, finished cleanups included: what a test starts (servers, too), it ends and waits for. `leak_check` adds the rest.
+
+        def test_a_server_that_closes_is_noticed(run_real):
+            async def main():
+                async with Pool(...) as pool:
+                    ...
+
+            run_real(main)
+    """
+    return _run_real
+
+
+def _run_real(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def main_and_check() -> T:
+        # Debug mode reports slow callbacks by the clock; on a busy machine that says nothing.
+        asyncio.get_running_loop().slow_callback_duration = math.inf
+        result = await main()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, f"tasks left behind: {sorted(map(repr, left))}"
+        return result
+
+    with asyncio.Runner(debug=True, loop_factory=_loop_factory()) as runner:
+        return runner.run(main_and_check())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    name = os.environ.get("QORB_TEST_LOOP", "asyncio")
+    if name == "asyncio":
+        return asyncio.new_event_loop
+    if name == "uvloop":
+        import uvloop  # noqa: PLC0415 - there is none on Windows
+
+        return uvloop.new_event_loop
+    if name == "eager" and sys.version_info >= (3, 12):
+        return _new_eager_loop
+    raise pytest.UsageError(f"QORB_TEST_LOOP={name} is not to be had on Python {sys.version.split()[0]}")
+
+
+def _new_eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
