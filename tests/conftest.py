@@ -2,13 +2,13 @@
 
 Two kinds of tests wait:
 
-- in virtual time: `qorb.testing.run(main, seed=...)`. This is the rule. Nothing sleeps, the order is a function of the seed.
+- in virtual time: `qorb.testing.run(main, seed=...)`. This is the rule. Nothing sleeps, the seed decides the order.
 - on a real event loop, where sockets, signals or another loop are the point: the fixture `run_real`.
 
 Both kinds are plain functions, not coroutines; `leak_check` looks after all of them.
 
-The environment variable QORB_TEST_LOOP chooses the real loop: "asyncio" (the default), "uvloop", or "eager" (asyncio with
-eager tasks, Python 3.12 and later). "make test-matrix" runs the suite with each.
+The environment variable QORB_TEST_LOOP chooses the real loop: "asyncio" (the default), "uvloop", or "eager" (asyncio
+with eager tasks, Python 3.12 and later). "make test-matrix" runs the suite with each.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ pytest_plugins = ["pytester"]
 # Loops read this when they are made, those of subprocesses too.
 os.environ.setdefault("PYTHONASYNCIODEBUG", "1")
 
-# A failure must be seen again: the examples are a function of the test. "--hypothesis-profile=explore" looks for new ones.
+# What failed must fail again: the examples are a function of the test. --hypothesis-profile=explore looks for new ones.
 settings.register_profile("check", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("explore", deadline=None, print_blob=True, max_examples=2_000)
 settings.load_profile("check")
@@ -60,7 +60,7 @@ class AsyncioLog(logging.Handler):
             self.records.append(record)
 
     def take(self, text: str) -> logging.LogRecord:
-        """Remove and return the one record whose message or traceback contains `text`; fail when it is not exactly one."""
+        """Remove and return the one record with `text` in its message or traceback; fail when it is not exactly one."""
         found = [record for record in self.records if text in self._words(record)]
         assert len(found) == 1, f"{len(found)} records with {text!r} among {[self._words(r) for r in self.records]}"
         self.records.remove(found[0])
@@ -75,7 +75,7 @@ class AsyncioLog(logging.Handler):
 
 @pytest.fixture
 def asyncio_log() -> Iterator[AsyncioLog]:
-    """What asyncio logs at WARNING or above. A test that provokes a record says so: `asyncio_log.take("its words")`."""
+    """What asyncio logs at WARNING or above. A test that provokes a record takes it: `asyncio_log.take("its words")`."""
     log = AsyncioLog()
     logger = logging.getLogger("asyncio")
     logger.addHandler(log)
@@ -104,8 +104,8 @@ def leak_check(asyncio_log: AsyncioLog) -> Iterator[None]:
 def run_real() -> RunReal:
     """Run a coroutine function on a real event loop and return its result: `run_real(main)`.
 
-    The loop is new, in debug mode, of the kind that QORB_TEST_LOOP names. When `main` returns, no task but its own may
-    be left, finished cleanups included: what a test starts (servers, too), it ends and waits for. `leak_check` adds the rest.
+    The loop is new, in debug mode, of the kind that QORB_TEST_LOOP names. When `main` returns, no task but its own may be
+    left: what a test starts, the tasks of its servers included, it ends and waits for. `leak_check` adds the rest.
 
         def test_a_server_that_closes_is_noticed(run_real):
             async def main():
