@@ -75,7 +75,7 @@ class AsyncioLog(logging.Handler):
 
 @pytest.fixture
 def asyncio_log() -> Iterator[AsyncioLog]:
-    """What asyncio logs at WARNING or above. A test that provokes a record takes it: `asyncio_log.take("its words")`."""
+    """What asyncio logs at WARNING or above. A test that provokes one takes it: `asyncio_log.take("its words")`."""
     log = AsyncioLog()
     logger = logging.getLogger("asyncio")
     logger.addHandler(log)
@@ -87,9 +87,9 @@ def asyncio_log() -> Iterator[AsyncioLog]:
 def leak_check(asyncio_log: AsyncioLog) -> Iterator[None]:
     """Fail the test when it leaves something behind.
 
-    That is: a non-daemon thread; a warning or error logged by asyncio (a task destroyed while pending, an exception that
-    nobody retrieved, a call of a loop's exception handler); and, because warnings are errors, a ResourceWarning or an
-    exception in a finalizer, which pytest reports for this very test since the garbage is collected here.
+    That is: a non-daemon thread; a warning or error logged by asyncio (a task destroyed while pending, an exception
+    that nobody retrieved, a call of a loop's exception handler); and, because warnings are errors, a ResourceWarning or
+    an exception in a finalizer, which pytest reports for this very test since the garbage is collected here.
     """
     threads = set(threading.enumerate())
     yield
@@ -104,8 +104,8 @@ def leak_check(asyncio_log: AsyncioLog) -> Iterator[None]:
 def run_real() -> RunReal:
     """Run a coroutine function on a real event loop and return its result: `run_real(main)`.
 
-    The loop is new, in debug mode, of the kind that QORB_TEST_LOOP names. When `main` returns, no task but its own may be
-    left: what a test starts, the tasks of its servers included, it ends and waits for. `leak_check` adds the rest.
+    The loop is new, in debug mode, of the kind that QORB_TEST_LOOP names. When `main` returns, no task but its own may
+    be left: what a test starts, the tasks of its servers included, it ends and waits for. `leak_check` adds the rest.
 
         def test_a_server_that_closes_is_noticed(run_real):
             async def main():

@@ -115,7 +115,7 @@ def test_each_leak_is_found_and_nothing_else(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(INNER_TESTS)
     pytester.makeini("[pytest]\nfilterwarnings = error\n")
 
-    result = pytester.runpytest_subprocess("--tb=short", "-rA", "-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess("--tb=short", "-rpfE", "-p", "no:cacheprovider")
 
     report = result.stdout.str()
     not_good = set(re.findall(r"^(?:FAILED|ERROR) \S+::(\w+)", report, re.MULTILINE))
