@@ -1,0 +1,170 @@
+"""What was measured, as a table to read, as JSON, and between two marks in the README."""
+
+import dataclasses
+import datetime as dt
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.alone import Figure
+from benchmarks.peers import Peer
+from benchmarks.scenarios import Waits
+
+START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One contestant in one scenario."""
+
+    peer: str
+    seconds: float
+    """For one claim and release, median of the rounds."""
+    spread: float
+    """Half the distance between the quartiles, relative to the median."""
+    beside_qorb: float | None
+    """Median of the ratios to qorb's time of the same round."""
+    waits: Waits | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything one run found out."""
+
+    command: str
+    peers: Sequence[Peer]
+    contests: Mapping[str, Sequence[Result]]
+    """By the number of tasks, as text; "idle" for one task."""
+    figures: Sequence[Figure]
+
+
+def markdown(run: Run) -> str:
+    """Write tables for people."""
+    parts = [_conditions(run)]
+    if run.contests:
+        parts += [_times(run.contests)]
+    if any(result.waits for results in run.contests.values() for result in results):
+        parts += [_waits(run.contests)]
+    if run.figures:
+        parts += [_figures(run.figures)]
+    return "\n\n".join(parts)
+
+
+def to_json(run: Run) -> str:
+    """Write the same for programs; times in seconds."""
+    return json.dumps(
+        {
+            "command": run.command,
+            "date": _today(),
+            "machine": _machine(),
+            "python": _python(),
+            "versions": {peer.name: peer.version for peer in run.peers},
+            "contests": {
+                name: [dataclasses.asdict(result) for result in results] for name, results in run.contests.items()
+            },
+            "figures": [dataclasses.asdict(figure) | {"met": figure.met} for figure in run.figures],
+        },
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+def write_into(readme: Path, text: str) -> None:
+    """Put `text` between the two marks in the file, in place of what stands there.
+
+    Raises ValueError when the file does not have exactly one pair of them.
+    """
+    page = readme.read_text(encoding="utf-8")
+    between = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
+    if len(between.findall(page)) != 1:
+        raise ValueError(f"{readme.name} needs one pair of the marks {START} and {END} to say where the table goes")
+    readme.write_text(between.sub(lambda _: f"{START}\n\n{text}\n\n{END}", page), encoding="utf-8")
+
+
+def _conditions(run: Run) -> str:
+    versions = dict.fromkeys(f"{peer.distribution} {peer.version}" for peer in run.peers if peer.version)
+    return (
+        f"Measured on {_today()} with `{run.command}`: {_machine()}, {_python()}; {', '.join(versions)}.\n"
+        "One process, pools by turns, medians. Connections do nothing, so what is seen is the pools' own cost."
+    )
+
+
+def _times(contests: Mapping[str, Sequence[Result]]) -> str:
+    header = ["µs for one claim + release", *(_title(name) for name in contests)]
+    rows = [[peer, *(_time(_of(results, peer)) for results in contests.values())] for peer in _peers(contests.values())]
+    return _table(header, rows)
+
+
+def _time(result: Result | None) -> str:
+    if result is None:
+        return ""
+    beside = "" if result.beside_qorb is None or result.peer == "qorb" else f" ({result.beside_qorb:.2g} x)"
+    return f"{result.seconds * 1e6:.2f}{beside}"
+
+
+def _waits(contests: Mapping[str, Sequence[Result]]) -> str:
+    crowds = {
+        name: results for name, results in contests.items() if any(result.waits is not None for result in results)
+    }
+    header = ["ms of waiting: median / 99 % / longest", *(_title(name) for name in crowds)]
+    rows = [[peer, *(_wait(_of(results, peer)) for results in crowds.values())] for peer in _peers(crowds.values())]
+    return _table(header, rows)
+
+
+def _wait(result: Result | None) -> str:
+    if result is None or result.waits is None:
+        return ""
+    return " / ".join(f"{seconds * 1e3:.2f}" for seconds in dataclasses.astuple(result.waits))
+
+
+def _figures(figures: Iterable[Figure]) -> str:
+    header = ["qorb alone", "measured", "at most", "verdict"]
+    rows = [
+        [
+            figure.what,
+            f"{figure.value:.3g} {figure.unit}" if figure.value < 1_000 else f"{figure.value:,.0f} {figure.unit}",
+            "" if figure.target is None else f"{figure.target:,g} {figure.unit}",
+            figure.verdict,
+        ]
+        for figure in figures
+    ]
+    return _table(header, rows)
+
+
+def _title(name: str) -> str:
+    return "1 task, idle pool" if name == "idle" else f"{int(name):,} tasks, 16 connections"
+
+
+def _of(results: Sequence[Result], peer: str) -> Result | None:
+    return next((result for result in results if result.peer == peer), None)
+
+
+def _peers(contests: Iterable[Sequence[Result]]) -> list[str]:
+    return list(dict.fromkeys(result.peer for results in contests for result in results))
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _today() -> str:
+    return dt.datetime.now(tz=dt.UTC).date().isoformat()
+
+
+def _python() -> str:
+    return f"{platform.python_implementation()} {platform.python_version()}"
+
+
+def _machine() -> str:
+    return f"{_processor()}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+)$", listing.read_text(), re.MULTILINE) if listing.exists() else None
+    return named[1] if named else platform.processor() or platform.machine()

@@ -1,0 +1,80 @@
+"""What the peers are put through: one task on an idle pool, and crowds of tasks on 16 connections."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from benchmarks.measure import percentile
+from benchmarks.peers import Borrow, Peer
+
+CONNECTIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long claims had to wait for their connection, in seconds."""
+
+    median: float
+    p99: float
+    longest: float
+
+
+async def idle(peer: Peer, claims: int) -> float:
+    """Run one task with connections at hand: seconds for one claim and release, on average of so many claims."""
+    async with peer.open(CONNECTIONS) as borrow:
+        await _borrow_often(borrow, claims // 10)
+        started = perf_counter()
+        await _borrow_often(borrow, claims)
+        return (perf_counter() - started) / claims
+
+
+async def throughput(peer: Peer, tasks: int, claims: int) -> float:
+    """Run many tasks on 16 connections: seconds from the first claim to the last release, for each of `claims` claims.
+
+    Each task claims, uses the connection for one turn of the loop, releases, and starts again. So the figure holds the
+    loop's own work besides the pool's; that of the bare deque tells how much that is.
+    """
+    async with peer.open(CONNECTIONS) as borrow:
+        each = claims // tasks
+        crowd = [asyncio.create_task(_use_often(borrow, each)) for _ in range(tasks)]
+        started = perf_counter()
+        await _all_done(crowd)
+        return (perf_counter() - started) / (each * tasks)
+
+
+async def waits(peer: Peer, tasks: int, claims: int) -> Waits:
+    """Run the same crowd and time each wait for a connection. A pool that lets newcomers overtake shows here."""
+    async with peer.open(CONNECTIONS) as borrow:
+        each = claims // tasks
+        taken: list[float] = []
+        crowd = [asyncio.create_task(_use_and_time(borrow, each, taken)) for _ in range(tasks)]
+        await _all_done(crowd)
+    taken.sort()
+    return Waits(percentile(taken, 0.5), percentile(taken, 0.99), taken[-1])
+
+
+async def _all_done(crowd: Sequence[asyncio.Task[None]]) -> None:
+    await asyncio.wait(crowd)
+    for task in crowd:
+        task.result()
+
+
+async def _borrow_often(borrow: Borrow, times: int) -> None:
+    for _ in range(times):
+        async with borrow():
+            pass
+
+
+async def _use_often(borrow: Borrow, times: int) -> None:
+    for _ in range(times):
+        async with borrow():
+            await asyncio.sleep(0)
+
+
+async def _use_and_time(borrow: Borrow, times: int, taken: list[float]) -> None:
+    for _ in range(times):
+        asked = perf_counter()
+        async with borrow():
+            taken.append(perf_counter() - asked)
+            await asyncio.sleep(0)
