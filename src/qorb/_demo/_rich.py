@@ -1,0 +1,184 @@
+"""The live table, drawn with rich, on the terminal's alternate screen: the one before comes back at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from qorb._demo.frame import in_short, milliseconds
+from qorb._demo.journal import Entry, Kind
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from qorb._demo.frame import Frame, Row
+
+_COLUMNS = (
+    ("backend", 8),
+    ("server", 7),
+    ("online", 6),
+    ("connecting", 10),
+    ("unclaimed", 9),
+    ("checking", 8),
+    ("claimed", 7),
+    ("claims/s", 8),
+    ("failures", 8),
+)
+_LEFT_ALIGNED = {"backend", "server", "online"}
+_TABLE_WIDTH = sum(width for _, width in _COLUMNS) + len(_COLUMNS) - 1
+_STRIP_FROM = _TABLE_WIDTH + 16
+"""From this width on each backend's slots are drawn, too, one mark each."""
+
+_CONNECTING, _UNCLAIMED, _CHECKING, _CLAIMED = "yellow", "green", "cyan", "bold blue"
+_SERVER_STYLES = {"well": "green", "killed": "bold red", "hung": "bold yellow", "removed": "bold magenta"}
+_ENTRY_STYLES = {Kind.STEP: "bold", Kind.LOOK: "cyan", Kind.POOL: "", Kind.LOG: "yellow"}
+_LEADS = {Kind.STEP: "", Kind.LOOK: "look: ", Kind.POOL: "  pool: ", Kind.LOG: "  log: "}
+
+
+class LiveView:
+    """Redraws the whole screen with every frame.
+
+    Leaving it brings the screen from before back and prints onto it what happened.
+    """
+
+    def __init__(self) -> None:
+        """Leave the terminal as it is, yet."""
+        self._console = Console(highlight=False)
+        self._live = Live(
+            console=self._console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        )
+        self._heading: list[str] = []
+        self._entries: list[Entry] = []
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, traceback)
+        for line in self._heading[:1]:
+            self._console.print(line, style="bold")
+        for entry in self._entries:
+            if entry.kind is not Kind.LOOK:
+                self._console.print(_line(entry))
+
+    def open(self, heading: list[str]) -> None:
+        """Keep the heading for the top of the screen."""
+        self._heading = heading
+
+    def tell(self, entry: Entry) -> None:
+        """Keep it for the bottom of the screen."""
+        self._entries.append(entry)
+
+    def show(self, frame: Frame) -> None:
+        """Draw everything anew."""
+        width, height = self._console.size
+        above = [*self._top(frame, width), Text()]
+        below = [Text(), *_totals(frame), Text(), *self._latest_step(), Text()]
+        table = _table(frame.rows, width, height - len(above) - len(below))
+        lines = [*above, *table, *below]
+        lines += self._history(height - len(lines))
+        for line in lines:
+            line.no_wrap = True
+            line.overflow = "ellipsis"
+        self._live.update(Group(*lines), refresh=True)
+
+    def _top(self, frame: Frame, width: int) -> list[Text]:
+        clock = f" {frame.elapsed:4.1f} of {frame.seconds:g} s"
+        length = min(width, _TABLE_WIDTH) - len(clock)
+        done = round(min(frame.elapsed / frame.seconds, 1.0) * length)
+        bar = Text.assemble(("━" * done, "green"), ("─" * (length - done), "dim"), (clock, "bold"))
+        return [Text(self._heading[0], style="bold"), *(Text(line, style="dim") for line in self._heading[1:]), bar]
+
+    def _latest_step(self) -> list[Text]:
+        for number in range(len(self._entries) - 1, -1, -1):
+            if self._entries[number].kind is Kind.STEP:
+                told = self._entries[number : number + 2]
+                return [_line(entry) for entry in told if entry.kind in {Kind.STEP, Kind.LOOK}]
+        return []
+
+    def _history(self, room: int) -> list[Text]:
+        told = [entry for entry in self._entries if entry.kind is not Kind.LOOK]
+        return [_line(entry) for entry in told[-room:]] if room > 0 else []
+
+
+def _line(entry: Entry) -> Text:
+    style = _ENTRY_STYLES[entry.kind]
+    return Text.assemble((f"{entry.at:6.2f}  ", "dim"), (f"{_LEADS[entry.kind]}{entry.text}", style))
+
+
+def _table(rows: tuple[Row, ...], width: int, room: int) -> list[Text]:
+    """Draw the head and as many backends as there is room for; their errors too, when all have room."""
+    strip = width >= _STRIP_FROM
+    head = Text(" ".join(_fit(name, name, size) for name, size in _COLUMNS), style="bold")
+    if strip:
+        head.append("  slots")
+    with_errors = 1 + len(rows) + sum(row.last_error is not None for row in rows) <= room
+    lines = [head]
+    for number, row in enumerate(rows):
+        if len(lines) + 1 >= room and number + 1 < len(rows):
+            lines.append(Text(f"and {len(rows) - number} more backends", style="dim"))
+            break
+        line = _row(row)
+        lines.append(line.append("  ").append_text(_strip(row)) if strip else line)
+        if with_errors and row.last_error is not None:
+            lines.append(Text(f"  last error: {in_short(row.last_error)}", style="dim" if row.online else "red"))
+    return lines
+
+
+def _row(row: Row) -> Text:
+    cells = (
+        (row.name, ""),
+        (row.server, _SERVER_STYLES[row.server]),
+        ("yes", "green") if row.online else ("no", "bold red"),
+        _count(row.connecting, _CONNECTING),
+        _count(row.unclaimed, _UNCLAIMED),
+        _count(row.checking, _CHECKING),
+        _count(row.claimed, _CLAIMED),
+        _count(round(row.claims_per_second), "bold"),
+        _count(row.failures, "bold red"),
+    )
+    fitted = [(_fit(text, name, size), style) for (text, style), (name, size) in zip(cells, _COLUMNS, strict=True)]
+    return Text(" ").join(Text(text, style) for text, style in fitted)
+
+
+def _strip(row: Row) -> Text:
+    return Text.assemble(
+        ("■" * row.claimed, _CLAIMED),
+        ("■" * row.checking, _CHECKING),
+        ("□" * row.unclaimed, _UNCLAIMED),
+        ("·" * row.connecting, _CONNECTING),
+    )
+
+
+def _count(number: int, style: str) -> tuple[str, str]:
+    return str(number), style if number else "dim"
+
+
+def _fit(text: str, column: str, size: int) -> str:
+    return text[:size].ljust(size) if column in _LEFT_ALIGNED else text[:size].rjust(size)
+
+
+def _totals(frame: Frame) -> list[Text]:
+    latency = f"claim latency p50 {milliseconds(frame.latency_p50)}  p99 {milliseconds(frame.latency_p99)}"
+    return [
+        Text.assemble(
+            (f"claims/s {frame.claims_per_second:.0f}", "bold"),
+            "   ",
+            (f"waiting {frame.waiting}", "bold yellow" if frame.waiting else "bold"),
+            "   ",
+            (latency, "bold"),
+        ),
+        Text.assemble(
+            (f"echoes right {frame.right}", "green"),
+            "   ",
+            (f"wrong {frame.wrong}", "bold red" if frame.wrong else "green"),
+            f"   cut short by the demo {frame.cut_short}   ",
+            (f"unexpected failures {frame.surprises}", "bold red" if frame.surprises else "green"),
+        ),
+    ]

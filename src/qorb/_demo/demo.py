@@ -1,0 +1,212 @@
+"""The run of the demo, from the first server to the last count."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from qorb import Policy, Pool, TerminationError
+from qorb._demo.clients import PATIENCE, Clients
+from qorb._demo.connector import EchoConnector
+from qorb._demo.frame import Meter
+from qorb._demo.journal import Journal
+from qorb._demo.report import Report, census
+from qorb._demo.scenario import Stage, scenario
+
+if TYPE_CHECKING:
+    from qorb._demo.view import View
+    from qorb.connectors.tcp import TcpStream
+
+_TICK = 0.1
+_GRACE = 1.0
+_END_TIMEOUT = 10.0
+_SERVERS_PATIENCE = 1.0
+_MOST_SLOTS = 200
+_STATUS_BAD = 1
+_STATUS_SIGNAL = 128
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What can be chosen."""
+
+    backends: int = 3
+    clients: int = 20
+    seconds: float = 30.0
+    seed: int = 1
+
+
+async def play(options: DemoOptions, view: View) -> int:
+    """Run the demo and print what is left at its end. Returns the exit status.
+
+    SIGINT and SIGTERM end it early, through the same end: 128 + the signal's number is the status then, if all is well.
+    Cancelled, it terminates the pool all the same.
+    """
+    with Interruption() as interruption:
+        with view:
+            report = await _perform(options, view, interruption)
+        for line in report.lines():
+            print(line, flush=True)
+    if not report.good:
+        return _STATUS_BAD
+    return 0 if interruption.signal is None else _STATUS_SIGNAL + interruption.signal
+
+
+async def _perform(options: DemoOptions, view: View, interruption: Interruption) -> Report:
+    policy = demo_policy(options)
+    view.open(_heading(options, policy))
+    with Journal() as journal:
+        async with Stage(options.backends) as stage:
+            pool = Pool(
+                "demo",
+                stage.resolver,
+                EchoConnector(),
+                policy,
+                observer=journal.observe,
+                rng=random.Random(options.seed),
+            )
+            async with Clients(pool, stage.servers, count=options.clients, seed=options.seed) as clients, pool:
+                journal.say(f"{options.backends} servers are up, {options.clients} clients begin.")
+                clients.start()
+                run = _Run(options, view, journal, stage, pool, clients)
+                await run.until_the_end(interruption)
+                return await run.end()
+
+
+def demo_policy(options: DemoOptions) -> Policy:
+    """Give times so short that a person sees things happen, and slots for three fifths of the clients."""
+    return Policy(
+        spares_wanted=4,
+        max_slots=min(max(3 * options.backends, 3 * options.clients // 5), _MOST_SLOTS),
+        rebalance_interval=2.0,
+        claim_timeout=5.0,
+        connect_timeout=1.0,
+        max_connection_backoff=1.0,
+        health_interval=1.0,
+        health_check_timeout=0.5,
+        close_timeout=0.5,
+    )
+
+
+def _heading(options: DemoOptions, policy: Policy) -> list[str]:
+    servers = f"{options.backends} echo servers on loopback"
+    checks = f"checks every {policy.health_interval:g} s ({policy.health_check_timeout:g} s limit)"
+    backoff = f"backoff {1000 * policy.min_connection_backoff:g} ms to {policy.max_connection_backoff:g} s"
+    failures = f"failures of the last {2 * policy.max_connection_backoff:g} s"
+    return [
+        f"qorb demo: {options.clients} clients share {policy.max_slots} connections to {servers}",
+        f"Times are short, to show it all in {options.seconds:g} s: {checks},",
+        f"{backoff}, {failures}, echo limit {PATIENCE:g} s. Ctrl-C ends it.",
+    ]
+
+
+class _Run:
+    """A demo that is under way."""
+
+    def __init__(
+        self,
+        options: DemoOptions,
+        view: View,
+        journal: Journal,
+        stage: Stage,
+        pool: Pool[TcpStream],
+        clients: Clients,
+    ) -> None:
+        self._seconds = options.seconds
+        self._steps = list(scenario(options.backends))
+        self._view = view
+        self._journal = journal
+        self._stage = stage
+        self._pool = pool
+        self._clients = clients
+        self._meter = Meter(options.seconds)
+
+    async def until_the_end(self, interruption: Interruption) -> None:
+        """Take the steps when they are due and show how things are, until the time is over or a signal comes."""
+        while self._journal.elapsed < self._seconds and interruption.signal is None:
+            while self._steps and self._steps[0].at * self._seconds <= self._journal.elapsed:
+                step = self._steps.pop(0)
+                self._journal.step(step)
+                await step.act(self._stage)
+            self._show()
+            await interruption.wait(_TICK)
+
+    async def end(self) -> Report:
+        """Terminate the pool under load, and count before and after."""
+        loop = asyncio.get_running_loop()
+        self._journal.say("terminate(), while all clients go on.")
+        self._show()
+        claims_out = self._clients.holding
+        before = census(self._pool, self._stage.connections)
+        began = loop.time()
+        failure = None
+        try:
+            await self._pool.terminate(grace=_GRACE, timeout=_END_TIMEOUT)
+        except TerminationError as error:
+            failure = str(error)
+        took = loop.time() - began
+        # The servers learn of closed connections a moment later, from the network.
+        await self._stage.deserted(_SERVERS_PATIENCE)
+        after = census(self._pool, self._stage.connections)
+        self._show()
+        await self._clients.gone()
+        return Report(
+            before=before,
+            after=after,
+            claims_out=claims_out,
+            took=took,
+            tally=self._clients.tally,
+            logged_errors=tuple(self._journal.logged_errors),
+            failure=failure,
+        )
+
+    def _show(self) -> None:
+        for entry in self._journal.take():
+            self._view.tell(entry)
+        now = asyncio.get_running_loop().time()
+        stats = self._pool.stats()
+        self._view.show(
+            self._meter.frame(now, self._journal.elapsed, stats, self._clients.tally, self._stage.condition)
+        )
+
+
+class Interruption:
+    """Turns SIGINT and SIGTERM into something that can be waited for, within its `with`.
+
+    Outside the main thread, where Python delivers no signals, none ever comes.
+    """
+
+    def __init__(self) -> None:
+        """Listen to nothing yet."""
+        self.signal: int | None = None
+        """The first signal that came."""
+        self._loop = asyncio.get_running_loop()
+        self._came: asyncio.Future[None] = self._loop.create_future()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for the first signal, at most so long. Returns at once when it has come already. May be cancelled."""
+        await asyncio.wait([self._came], timeout=seconds)
+
+    def _receive(self, signum: int, frame: object) -> None:  # noqa: ARG002 - as the signal module calls it
+        # Between any two instructions of the main thread: the loop only learns that something came.
+        self._loop.call_soon_threadsafe(self._note, signum)
+
+    def _note(self, signum: int) -> None:
+        if self.signal is None:
+            self.signal = signum
+            self._came.set_result(None)

@@ -1,0 +1,132 @@
+"""What was said during the demo, in order: its own steps, what the pool noticed, and log records."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from qorb.events import Event, HealthCheckFailed, ResolverUpdated, SlotSetOffline, SlotSetOnline
+
+if TYPE_CHECKING:
+    from qorb._demo.scenario import Step
+
+_LOGGERS = ("qorb", "asyncio")
+
+
+class Kind(enum.Enum):
+    """Who says it."""
+
+    STEP = "step"
+    """The demo, of what it is doing."""
+    LOOK = "look"
+    """The demo, of what to look at."""
+    POOL = "pool"
+    """The pool, through its observer."""
+    LOG = "log"
+    """A logger of qorb or asyncio."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the journal."""
+
+    at: float
+    """Seconds since the demo began."""
+    kind: Kind
+    text: str
+
+
+class Journal(logging.Handler):
+    """Collects entries until they are taken.
+
+    The pool calls its observer in the middle of things, and logging may come from anywhere: nothing is written there
+    and then, least of all to a terminal that a live table owns. Within the `with`, the loggers of qorb and asyncio
+    write here and nowhere else.
+    """
+
+    def __init__(self) -> None:
+        """Begin now, by the time of the running loop."""
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._stepped = self._began
+        self._entries: list[Entry] = []
+        self._checks_failed: set[str] = set()
+        self._propagated: dict[str, bool] = {}
+        self.logged_errors: list[str] = []
+        """Records of level ERROR or worse: none is expected."""
+
+    def __enter__(self) -> Self:
+        for name in _LOGGERS:
+            logger = logging.getLogger(name)
+            self._propagated[name] = logger.propagate
+            logger.propagate = False
+            logger.addHandler(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for name, propagated in self._propagated.items():
+            logger = logging.getLogger(name)
+            logger.removeHandler(self)
+            logger.propagate = propagated
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the demo began."""
+        return self._loop.time() - self._began
+
+    def say(self, text: str) -> None:
+        """Note something that the demo itself has to say."""
+        self._note(Kind.STEP, text)
+
+    def step(self, step: Step) -> None:
+        """Note that a step is taken now."""
+        self._stepped = self._loop.time()
+        self._checks_failed.clear()
+        self._note(Kind.STEP, step.say)
+        self._note(Kind.LOOK, step.look)
+
+    def observe(self, event: Event) -> None:
+        """Note an event of the pool, if it tells something that a person wants to know."""
+        match event:
+            case SlotSetOnline(backend=name):
+                self._notice(f"{name} is online")
+            case SlotSetOffline(backend=name):
+                self._notice(f"{name} is offline")
+            case ResolverUpdated(added=added, removed=removed):
+                changes = [f"{name} was added" for name in added] + [f"{name} was removed" for name in removed]
+                self._notice(", ".join(changes))
+            case HealthCheckFailed(backend=name, reason=reason) if name not in self._checks_failed:
+                # One failed check has all idle connections of that backend checked: one line is enough.
+                self._checks_failed.add(name)
+                self._notice(f"{name} failed a health check ({reason})")
+            case _:
+                pass
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note a log record."""
+        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        if record.exc_info and record.exc_info[1] is not None:
+            text += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
+        self._note(Kind.LOG, text)
+        if record.levelno >= logging.ERROR:
+            self.logged_errors.append(text)
+
+    def take(self) -> list[Entry]:
+        """Give what was noted since the last call."""
+        taken, self._entries = self._entries, []
+        return taken
+
+    def _notice(self, text: str) -> None:
+        self._note(Kind.POOL, f"{text}, after {1000 * (self._loop.time() - self._stepped):.0f} ms")
+
+    def _note(self, kind: Kind, text: str) -> None:
+        self._entries.append(Entry(self.elapsed, kind, printable(text)))
+
+
+def printable(text: str) -> str:
+    """Replace what could move a terminal's cursor or break a line: errors quote what servers send."""
+    return "".join(character if character.isprintable() else " " for character in text)
