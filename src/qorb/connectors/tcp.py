@@ -12,7 +12,7 @@ import socket
 import ssl as tls
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qorb.connector import Connector, Outcome, overrides
 from qorb.errors import ConnectError
@@ -55,30 +55,14 @@ class TcpStream:
 
     def abort(self) -> None:
         """Close at once; what was not sent is lost. Also when the loop has stopped or is closed."""
-        if self._loop.is_closed():
-            self._close_without_loop()
+        if self._socket is not None and self._loop.is_closed():
+            _close_without_loop(self._loop, self._socket, self.writer.transport)
             return
         self.writer.transport.abort()
         if self._socket is not None:
             # The transport closes the socket in the loop's next turn, which may never come. The peer learns it now.
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
-
-    def _close_without_loop(self) -> None:
-        """Close the socket although its transport can only end in a turn of the loop, and there will be none.
-
-        A transport that has not ended warns when it is collected. There is no public way to tell it that it has.
-        """
-        if self._socket is None:
-            return
-        self._socket.close()
-        transport: Any = self.writer.transport
-        under_tls: Any = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
-        for part in (transport, under_tls):
-            if hasattr(part, "_sock"):
-                part._sock = None  # noqa: SLF001
-            if hasattr(part, "_closed"):
-                part._closed = True  # noqa: SLF001
 
 
 class TcpConnector(Connector[TcpStream]):
@@ -221,7 +205,10 @@ class TcpConnector(Connector[TcpStream]):
                 lambda: protocol, sock=sock, ssl=self._ssl, server_hostname=name
             )
         except BaseException:
-            protocol.abort()
+            if loop.is_closed():
+                _close_without_loop(loop, sock, protocol.open_transport)
+            elif protocol.open_transport is not None:  # cancelled as it came up: asyncio has closed it only gracefully
+                protocol.open_transport.abort()
             sock.close()
             raise
         return TcpStream(reader, asyncio.StreamWriter(transport, protocol, reader, loop), sock)
@@ -238,14 +225,14 @@ class _Protocol(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
         super().__init__(reader, loop=loop)
         self._reader = reader
         self._incoming = memoryview(b"")
-        self._open_transport: asyncio.BaseTransport | None = None
+        self.open_transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._open_transport = transport
+        self.open_transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._open_transport = None
+        self.open_transport = None
         super().connection_lost(exc)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio knows no better
@@ -256,11 +243,6 @@ class _Protocol(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self.data_received(bytes(self._incoming[:nbytes]))
         self._incoming = memoryview(b"")
-
-    def abort(self) -> None:
-        """End a connection that nobody will get: cancelled as it came up, asyncio closes it only gracefully."""
-        if isinstance(self._open_transport, asyncio.WriteTransport):
-            self._open_transport.abort()
 
 
 def _checked_context(context: tls.SSLContext | None) -> tls.SSLContext | None:
@@ -355,6 +337,19 @@ async def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
     if cancelled is not None:
         raise cancelled
     return answer.result()
+
+
+def _close_without_loop(loop: asyncio.AbstractEventLoop, sock: socket.socket, transport: object) -> None:
+    """Close a socket although its transport can only end in a turn of its loop, and there will be none.
+
+    A transport that has not ended warns when it is collected. There is no public way to tell it that it has.
+    """
+    under_tls: Any = getattr(loop, "_transports", {}).get(sock.fileno())
+    sock.close()
+    if under_tls is not None:
+        under_tls._sock = None  # noqa: SLF001 - see above
+    if hasattr(transport, "_closed"):
+        transport._closed = True  # noqa: SLF001 - see above
 
 
 def _unread(reader: asyncio.StreamReader) -> int:
