@@ -1,0 +1,27 @@
+"""Tools for testing applications that use a pool, and the pool itself.
+
+- `run` runs a coroutine function in virtual time; `settle` and `block` are for the inside of it.
+- `FakeConnector` stands for a service and goes wrong on demand.
+- `assert_nothing_left` shows that a pool is gone without a trace.
+"""
+
+from __future__ import annotations
+
+from qorb.testing._clock import Deadlock, Livelock, block, settle
+from qorb.testing._fakes import Call, FakeConnection, FakeConnector, ForbiddenCallError
+from qorb.testing._leaks import assert_nothing_left
+from qorb.testing._run import UnhandledError, run
+
+__all__ = [
+    "Call",
+    "Deadlock",
+    "FakeConnection",
+    "FakeConnector",
+    "ForbiddenCallError",
+    "Livelock",
+    "UnhandledError",
+    "assert_nothing_left",
+    "block",
+    "run",
+    "settle",
+]
