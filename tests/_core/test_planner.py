@@ -1,0 +1,469 @@
+"""The planner: hand-computed examples of each rule, properties of single plans, and a pool in miniature that lives by
+them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qorb._core.planner import Limits, Plan, grow, rebalance, targets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LIMITS = Limits(spares_wanted=8, max_slots=16, max_slots_per_backend=16, max_connection_backoff=30.0)
+NOW = 1000.0
+
+
+def limits(spares: int = 8, slots: int = 16, per_backend: int = 16) -> Limits:
+    return replace(LIMITS, spares_wanted=spares, max_slots=slots, max_slots_per_backend=per_backend)
+
+
+@dataclass(eq=False)
+class Fake:
+    """A backend as the planner sees it, by numbers alone."""
+
+    name: str
+    connecting: int = 0
+    unclaimed: int = 0
+    checking: int = 0
+    claimed: int = 0
+    ending: int = 0
+    attempting: int = 0
+    untried: bool = False
+    leaving: bool = False
+    next_attempt: float = 0.0
+    last_attempt: float = -math.inf
+    since: float = 0.0
+
+    @property
+    def online(self) -> bool:
+        return self.unclaimed + self.checking + self.claimed > 0
+
+    @property
+    def held(self) -> int:
+        return self.connecting + self.unclaimed + self.checking + self.claimed
+
+    @property
+    def idle(self) -> int:
+        return self.unclaimed + self.checking
+
+    def start(self, count: int) -> None:
+        self.connecting += count
+
+    def stop(self, count: int) -> None:
+        for kind in ("connecting", "unclaimed", "checking"):
+            gone = min(count, getattr(self, kind))
+            setattr(self, kind, getattr(self, kind) - gone)
+            self.ending += gone
+            count -= gone
+        self.attempting = min(self.attempting, self.connecting)
+        assert count == 0, "a claimed slot was to be stopped"
+
+
+def new(name: str, connecting: int = 0, attempting: int = 0) -> Fake:
+    return Fake(name, connecting=connecting, attempting=attempting, untried=True, since=NOW)
+
+
+def dead(
+    name: str, connecting: int = 1, *, tried: float = NOW - 1, again: float = NOW + 1, attempting: int = 0
+) -> Fake:
+    return Fake(name, connecting=connecting, attempting=attempting, last_attempt=tried, next_attempt=again)
+
+
+def said(pairs: Sequence[tuple[Fake, int]]) -> dict[str, int]:
+    return {each.name: count for each, count in pairs}
+
+
+def apply(plan: Plan[Fake]) -> None:
+    for each, count in plan.start:
+        each.start(count)
+    for each, count in plan.stop:
+        each.stop(count)
+
+
+# Rule 1: the caps.
+
+
+def test_slots_that_are_still_ending_count_against_max_slots() -> None:
+    a = Fake("a", unclaimed=3, ending=2)
+    plan = grow([a], 0, limits(spares=8, slots=6), NOW)
+    assert said(plan.start) == {"a": 1}
+    assert plan.starved
+
+
+def test_slots_that_are_still_ending_count_against_the_cap_of_their_backend() -> None:
+    a = Fake("a", unclaimed=1, ending=3)
+    plan = grow([a], 0, limits(slots=16, per_backend=4), NOW)
+    assert not plan
+    assert plan.starved
+
+
+def test_claims_of_a_leaving_backend_count_against_the_cap_and_not_as_demand() -> None:
+    leaving, a = Fake("x", leaving=True, claimed=3, ending=1), Fake("a", unclaimed=1)
+    assert targets([leaving, a], 0, limits(spares=2, slots=16), NOW) == (0, 2)
+    assert targets([leaving, a], 9, limits(spares=2, slots=16), NOW) == (0, 11)
+    assert targets([leaving, a], 20, limits(spares=2, slots=16), NOW) == (0, 12)
+
+
+def test_a_start_with_more_backends_than_slots_takes_no_more_than_max_slots() -> None:
+    """The original: 20 of 16."""
+    backends = [new(f"b{i}") for i in range(20)]
+    plan = grow(backends, 0, LIMITS, NOW)
+    assert said(plan.start) == {f"b{i}": 1 for i in range(16)}
+    assert plan.starved
+
+
+def test_a_backend_that_comes_back_does_not_lift_the_pool_over_its_cap() -> None:
+    """The original: 18 of 16."""
+    a, b, c = Fake("a", unclaimed=8), Fake("b", unclaimed=8), new("c")
+    plan = grow([a, b, c], 16, LIMITS, NOW)
+    assert plan.start == ()
+    assert sum(said(plan.stop).values()) == 5
+    apply(plan)
+    assert a.held + b.held + c.held + a.ending + b.ending == 16
+
+
+# Rule 2: the wanted total.
+
+
+def test_the_wanted_total_is_claims_and_waiting_and_spares_up_to_max_slots() -> None:
+    a = Fake("a", claimed=2, unclaimed=1)
+    assert targets([a], 0, limits(spares=3), NOW) == (5,)
+    assert targets([a], 4, limits(spares=3), NOW) == (9,)
+    assert targets([a], 400, limits(spares=3), NOW) == (16,)
+
+
+def test_without_spares_an_idle_backend_keeps_its_one_slot() -> None:
+    """The original: 62,000 reconnects a second."""
+    a = Fake("a", unclaimed=1)
+    for decide in (grow, rebalance):
+        plan = decide([a], 0, limits(spares=0), NOW)
+        assert not plan
+        assert not plan.starved
+
+
+def test_more_spares_than_slots_is_as_many_as_there_are() -> None:
+    assert targets([Fake("a", unclaimed=1)], 0, limits(spares=1000), NOW) == (16,)
+
+
+# Rule 3: sharing.
+
+
+@pytest.mark.parametrize(
+    ("claimed", "total", "expected"),
+    [
+        ((0, 0, 0), 9, (3, 3, 3)),
+        ((0, 0, 0), 10, (4, 3, 3)),
+        ((0, 0, 0), 11, (4, 4, 3)),
+        ((6, 0, 0), 9, (6, 2, 1)),
+        ((6, 0, 0), 10, (6, 2, 2)),
+        ((6, 1, 1), 14, (6, 4, 4)),
+        ((7, 4, 1), 15, (7, 4, 4)),
+        ((7, 4, 1), 16, (7, 5, 4)),
+        ((5, 5, 5), 16, (6, 5, 5)),
+        ((8, 8, 0), 16, (8, 7, 1)),
+    ],
+)
+def test_the_level_is_the_highest_whose_sum_fits(
+    claimed: tuple[int, ...], total: int, expected: tuple[int, ...]
+) -> None:
+    if sum(max(1, count) for count in claimed) > total:
+        claimed = tuple(min(count, 7) if i == 1 else count for i, count in enumerate(claimed))
+    backends = [Fake(f"b{i}", claimed=count, unclaimed=int(not count)) for i, count in enumerate(claimed)]
+    assert targets(backends, 0, limits(spares=total - sum(claimed), slots=64, per_backend=64), NOW) == expected
+
+
+def test_the_remainder_goes_to_those_that_have_most_already() -> None:
+    a, b, c = Fake("a", unclaimed=2), Fake("b", unclaimed=4), Fake("c", unclaimed=3)
+    assert targets([a, b, c], 0, limits(spares=10), NOW) == (3, 4, 3)
+    assert targets([a, b, c], 0, limits(spares=11), NOW) == (3, 4, 4)
+
+
+def test_slots_told_to_end_do_not_count_for_the_remainder() -> None:
+    a, b = Fake("a", unclaimed=2, ending=5), Fake("b", unclaimed=3)
+    assert targets([a, b], 0, limits(spares=7), NOW) == (3, 4)
+
+
+def test_no_backend_gets_more_than_its_cap() -> None:
+    a, b = Fake("a", claimed=5), Fake("b", unclaimed=1)
+    assert targets([a, b], 0, limits(spares=11, per_backend=6), NOW) == (6, 6)
+    assert targets([a, b], 0, limits(spares=4, per_backend=6), NOW) == (5, 4)
+
+
+def test_a_backend_in_its_first_attempt_shares_as_if_it_were_online() -> None:
+    a, b, c = Fake("a", unclaimed=1), new("b", connecting=1, attempting=1), new("c")
+    plan = grow([a, b, c], 0, limits(spares=9), NOW)
+    assert said(plan.start) == {"c": 3, "a": 2, "b": 2}
+
+
+def test_an_online_backend_keeps_one_slot_when_others_claims_want_everything() -> None:
+    a, b = Fake("a", claimed=15), Fake("b", unclaimed=1)
+    plan = rebalance([a, b], 100, LIMITS, NOW)
+    assert not plan
+    assert targets([a, b], 100, LIMITS, NOW) == (15, 1)
+
+
+def test_a_new_backend_gets_its_share_at_once_even_when_the_pool_is_full() -> None:
+    a, b = Fake("a", unclaimed=12, claimed=4), new("b")
+    plan = grow([a, b], 0, LIMITS, NOW)  # wanted: 12
+    assert targets([a, b], 0, LIMITS, NOW) == (6, 6)
+    assert said(plan.stop) == {"a": 6}
+    assert plan.start == ()
+
+
+# Rule 4: offline backends.
+
+
+def test_each_offline_backend_gets_one_slot_from_what_is_left() -> None:
+    a, x, y = Fake("a", unclaimed=4), dead("x", 0), dead("y", 0)
+    plan = grow([a, x, y], 0, limits(spares=4), NOW)
+    assert said(plan.start) == {"x": 1, "y": 1}
+    assert not plan.starved
+
+
+def test_one_live_backend_among_eight_dead_ones_keeps_its_slots() -> None:
+    """The original: each dead backend takes one from the living; no claims at all and 34,000 reconnects a second."""
+    a, others = Fake("a", unclaimed=8), [dead(f"x{i}") for i in range(8)]
+    for decide in (grow, rebalance):
+        assert not decide([a, *others], 0, LIMITS, NOW)
+    busy = Fake("a", claimed=8)
+    plan = grow([busy, *others], 0, LIMITS, NOW)  # 16 are wanted, but one spare gives way
+    assert plan.wanted == 15
+    assert said(plan.stop) == {f"x{i}": 1 for i in range(1, 8)}
+    plan = grow([busy, *others], 8, LIMITS, NOW)  # there is no spare any more
+    assert plan.wanted == 16
+    assert said(plan.stop) == {f"x{i}": 1 for i in range(8)}
+
+
+def test_when_nothing_is_left_one_spare_gives_way_to_the_earliest_next_attempt() -> None:
+    a = Fake("a", unclaimed=16)
+    x, y = dead("x", 0, again=NOW - 1), dead("y", 0, again=NOW - 2)
+    plan = grow([a, x, y], 0, limits(spares=16), NOW)
+    assert said(plan.stop) == {"a": 1}
+    assert targets([a, x, y], 0, limits(spares=16), NOW) == (15, 0, 1)
+    apply(plan)
+    assert not grow([a, x, y], 0, limits(spares=16), NOW)
+    a.ending = 0
+    assert said(grow([a, x, y], 0, limits(spares=16), NOW).start) == {"y": 1}
+
+
+def test_an_attempt_in_flight_keeps_the_turn_and_a_failed_one_passes_it_on() -> None:
+    a = Fake("a", unclaimed=15)
+    x, y = dead("x", 1, attempting=1, again=NOW), dead("y", 0, again=NOW - 1)
+    full = limits(spares=16)
+    assert not grow([a, x, y], 0, full, NOW)
+    x.attempting, x.next_attempt = 0, NOW + 5
+    plan = grow([a, x, y], 0, full, NOW)
+    assert said(plan.stop) == {"x": 1}
+    apply(plan)
+    x.ending = 0
+    plan = grow([a, x, y], 0, full, NOW)
+    assert said(plan.start) == {"y": 1}
+
+
+def test_an_attempt_that_was_told_to_end_does_not_keep_the_turn() -> None:
+    a = Fake("a", unclaimed=14)
+    x, y = dead("x", 0, attempting=1, again=NOW - 2), dead("y", 1, attempting=1, again=NOW - 1)
+    x.ending = 1
+    assert not grow([a, x, y], 0, limits(spares=16), NOW)
+
+
+def test_the_only_slot_of_an_online_backend_never_gives_way() -> None:
+    a, b, x = Fake("a", unclaimed=1), Fake("b", unclaimed=1), dead("x", 0, tried=0, again=0)
+    for decide in (grow, rebalance):
+        plan = decide([a, b, x], 0, limits(slots=2), NOW)
+        assert not plan
+        assert plan.forgotten is None
+
+
+def test_the_extra_slot_of_a_backend_in_its_first_attempt_may_give_way() -> None:
+    a, x = new("a", connecting=4, attempting=4), dead("x", 0, again=NOW)
+    plan = grow([a, x], 0, limits(slots=4), NOW)
+    assert said(plan.stop) == {"a": 1}
+
+
+def test_no_connection_is_closed_for_a_backend_that_would_only_back_off() -> None:
+    a, x = Fake("a", unclaimed=16), dead("x", 0, again=NOW + 3)
+    plan = grow([a, x], 0, limits(spares=16), NOW)
+    assert not plan
+    assert (plan.forgotten, plan.forgotten_at) == (x, NOW + 3)
+    assert said(grow([a, x], 0, limits(spares=16), NOW + 3).stop) == {"a": 1}
+
+
+def test_under_full_load_a_forgotten_backend_is_named_with_its_moment() -> None:
+    a, x, y = Fake("a", claimed=16), dead("x", 0, tried=NOW - 10), dead("y", 0, tried=NOW - 20)
+    plan = grow([a, x, y], 5, LIMITS, NOW)
+    assert not plan
+    assert (plan.forgotten, plan.forgotten_at) == (y, NOW + 10)
+    assert plan.starved
+    assert plan.saturated
+
+
+def test_a_forgotten_backend_gets_the_slot_that_comes_free_and_gives_it_back_after_one_failure() -> None:
+    a, x = Fake("a", claimed=16), dead("x", 0, tried=NOW - 31, again=NOW - 1)
+    plan = grow([a, x], 5, LIMITS, NOW)
+    assert (plan.forgotten, plan.forgotten_at) == (x, NOW - 1)
+    a.claimed, a.ending = 15, 1
+    plan = grow([a, x], 5, LIMITS, NOW)
+    assert not plan
+    assert plan.forgotten is None
+    a.ending = 0
+    plan = grow([a, x], 5, LIMITS, NOW)
+    assert said(plan.start) == {"x": 1}
+    apply(plan)
+    assert not grow([a, x], 5, LIMITS, NOW)
+    x.attempting, x.last_attempt = 1, NOW
+    plan = grow([a, x], 5, LIMITS, NOW + 9)
+    assert not plan
+    assert plan.starved
+    x.attempting, x.last_attempt, x.next_attempt = 0, NOW + 10, NOW + 40
+    plan = grow([a, x], 5, LIMITS, NOW + 10)
+    assert said(plan.stop) == {"x": 1}
+    apply(plan)
+    x.ending = 0
+    plan = grow([a, x], 5, LIMITS, NOW + 10)
+    assert said(plan.start) == {"a": 1}
+    assert (plan.forgotten, plan.forgotten_at) == (x, NOW + 40)
+
+
+def test_one_extra_attempt_at_a_time_goes_on_under_full_load() -> None:
+    a = Fake("a", claimed=15)
+    x, y = dead("x", 1, attempting=1, tried=NOW), dead("y", 0, tried=0, again=0)
+    plan = grow([a, x, y], 5, LIMITS, NOW)
+    assert not plan
+    assert plan.forgotten is None
+    x.attempting = 0
+    plan = grow([a, x, y], 5, LIMITS, NOW)
+    assert said(plan.stop) == {"x": 1}
+    assert targets([a, x, y], 5, LIMITS, NOW) == (15, 0, 1)
+
+
+def test_a_backend_never_tried_for_lack_of_a_slot_is_forgotten_from_its_appearance_on() -> None:
+    a, b = Fake("a", claimed=16), new("b")
+    plan = grow([a, b], 5, LIMITS, NOW)
+    assert (plan.forgotten, plan.forgotten_at) == (b, NOW + 30)
+
+
+def test_with_one_slot_nothing_is_taken_from_the_only_online_backend() -> None:
+    a, x = Fake("a", claimed=1), dead("x", 0, tried=0, again=0)
+    plan = grow([a, x], 5, limits(slots=1), NOW)
+    assert not plan
+    assert plan.forgotten is None
+
+
+def test_a_backoff_that_never_ends_is_never_forgotten() -> None:
+    a, x = Fake("a", claimed=16), new("x")
+    plan = grow([a, x], 5, replace(LIMITS, max_connection_backoff=math.inf), NOW)
+    assert (plan.forgotten, plan.forgotten_at) == (None, math.inf)
+
+
+def test_with_nothing_online_each_of_a_few_backends_is_tried() -> None:
+    x, y = dead("x", 0), dead("y", 0)
+    plan = grow([x, y], 50, LIMITS, NOW)
+    assert said(plan.start) == {"x": 1, "y": 1}
+    assert not plan.starved
+
+
+def test_with_nothing_online_and_few_slots_the_backends_take_turns() -> None:
+    x, y, z = dead("x", 1, again=NOW + 5), dead("y", 0, again=NOW + 2), dead("z", 1, attempting=1, again=NOW + 9)
+    plan = grow([x, y, z], 50, limits(slots=2), NOW)
+    assert said(plan.stop) == {"x": 1}
+    apply(plan)
+    x.ending = 0
+    assert said(grow([x, y, z], 50, limits(slots=2), NOW).start) == {"y": 1}
+
+
+# Rule 5: growth at once, shrinking damped.
+
+
+def test_growth_leaves_surplus_alone_and_rebalance_removes_it() -> None:
+    a, b = Fake("a", unclaimed=6), Fake("b", unclaimed=5, checking=1)
+    assert not grow([a, b], 0, LIMITS, NOW)
+    assert said(rebalance([a, b], 0, LIMITS, NOW).stop) == {"a": 2, "b": 2}
+
+
+def test_the_slots_of_a_backend_that_went_offline_stay_until_they_are_in_the_way() -> None:
+    a, x = Fake("a", unclaimed=4), dead("x", 4)
+    assert said(grow([a, x], 0, LIMITS, NOW).start) == {"a": 4}
+    assert said(rebalance([a, x], 0, LIMITS, NOW).stop) == {"x": 3}
+    a.claimed, a.unclaimed = 12, 0
+    plan = grow([a, x], 0, LIMITS, NOW)  # 15 and one turn
+    assert said(plan.stop) == {"x": 3}
+
+
+def test_spares_that_became_claims_are_replaced_at_once() -> None:
+    a = Fake("a", unclaimed=5, claimed=3)
+    assert said(grow([a], 0, LIMITS, NOW).start) == {"a": 3}
+
+
+# Rule 6: what is stopped.
+
+
+def test_unconnected_slots_go_before_idle_ones_and_claimed_ones_never() -> None:
+    a, b, c = Fake("a", unclaimed=7), Fake("b", connecting=3, unclaimed=2, claimed=4), new("c")
+    plan = grow([a, b, c], 0, limits(spares=12), NOW)
+    assert targets([a, b, c], 0, limits(spares=12), NOW) == (5, 6, 5)
+    assert said(plan.stop) == {"b": 3, "a": 2}
+
+
+def test_exactly_as_many_are_stopped_as_are_needed_less_those_that_end_already() -> None:
+    """The original counts some twice."""
+    a, b = Fake("a", unclaimed=12, ending=4), new("b")
+    plan = grow([a, b], 0, limits(spares=12), NOW)
+    assert targets([a, b], 0, limits(spares=12), NOW) == (6, 6)
+    assert said(plan.stop) == {"a": 2}
+    assert plan.start == ()
+
+
+# Rule 7: vanished backends.
+
+
+def test_the_others_share_grows_at_once_when_a_backend_vanishes() -> None:
+    """The original: after up to 60 seconds."""
+    a, x = Fake("a", unclaimed=8), Fake("x", leaving=True, claimed=2, ending=6)
+    plan = grow([a, x], 4, LIMITS, NOW)
+    assert plan.start == ()
+    assert plan.starved
+    x.ending = 0
+    assert said(grow([a, x], 4, LIMITS, NOW).start) == {"a": 4}
+
+
+def test_nothing_is_stopped_for_what_a_vanished_backend_is_about_to_free() -> None:
+    a, b, x = Fake("a", unclaimed=2), new("b"), Fake("x", leaving=True, ending=2)
+    plan = grow([a, b, x], 0, limits(spares=4, slots=4), NOW)
+    assert not plan
+    assert plan.starved
+
+
+# Growth when room is short, and what the flags promise.
+
+
+def test_when_room_is_short_those_that_have_least_come_first() -> None:
+    a, b, c = Fake("a", unclaimed=3, ending=6), new("b", connecting=1), new("c")
+    plan = grow([a, b, c], 0, limits(spares=12, slots=13), NOW)
+    assert targets([a, b, c], 0, limits(spares=12, slots=13), NOW) == (4, 4, 4)
+    assert said(plan.start) == {"c": 2, "b": 1}
+
+
+def test_offline_backends_start_after_those_that_share() -> None:
+    a, x = Fake("a", unclaimed=1, ending=13), dead("x", 0)
+    plan = grow([x, a], 0, limits(spares=8), NOW)
+    assert said(plan.start) == {"a": 2}
+
+
+def test_no_backends_is_an_empty_plan() -> None:
+    plan: Plan[Fake] = grow([], 3, LIMITS, NOW)
+    assert not plan
+    assert plan.wanted == 0
+
+
+@pytest.mark.parametrize(
+    ("waiting", "per_backend", "saturated"), [(0, 16, False), (7, 16, False), (8, 16, True), (0, 4, True)]
+)
+def test_a_pool_at_its_maximum_says_so(waiting: int, per_backend: int, saturated: bool) -> None:
+    a, b = Fake("a", unclaimed=4), Fake("b", unclaimed=4)
+    assert grow([a, b], waiting, limits(per_backend=per_backend), NOW).saturated is saturated
