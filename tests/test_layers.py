@@ -52,6 +52,9 @@ MAY_READ_THE_CLOCK = {"qorb._demo", "qorb.cli"}
 MAY_END_OTHERWISE = {
     # Passes on what was thrown into it to the coroutine that it drives, as asyncio.Task does.
     ("qorb._tasks", "__await__"),
+    # Misbehave on request: they stand for code that does not listen when it is cancelled.
+    ("qorb.testing._fakes", "_take_time"),
+    ("qorb.testing._fakes", "_go_on_regardless"),
     # Keeps the cancellation until its thread has ended, then raises it.
     ("qorb.connectors.tcp", "_look_up"),
 }

@@ -1,0 +1,1 @@
+"""Programs that use qorb, as mypy --strict and basedpyright see them; run as tests, too."""
