@@ -339,17 +339,20 @@ async def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
     return answer.result()
 
 
-def _close_without_loop(loop: asyncio.AbstractEventLoop, sock: socket.socket, transport: object) -> None:
+def _close_without_loop(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, transport: asyncio.WriteTransport | None
+) -> None:
     """Close a socket although its transport can only end in a turn of its loop, and there will be none.
 
     A transport that has not ended warns when it is collected. There is no public way to tell it that it has.
     """
     under_tls: Any = getattr(loop, "_transports", {}).get(sock.fileno())
+    if transport is not None:
+        with contextlib.suppress(RuntimeError):  # it is marked as closed before it asks the loop to go on
+            transport.abort()
     sock.close()
     if under_tls is not None:
         under_tls._sock = None  # noqa: SLF001 - see above
-    if hasattr(transport, "_closed"):
-        transport._closed = True  # noqa: SLF001 - see above
 
 
 def _unread(reader: asyncio.StreamReader) -> int:

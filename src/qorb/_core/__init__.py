@@ -1,0 +1,1 @@
+"""Decisions, pure and synchronous: given their state, the time and a Random, they answer without waiting."""

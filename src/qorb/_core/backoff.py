@@ -1,0 +1,65 @@
+"""Backoff: how long to leave a backend alone after failures. One for each backend, not one for each slot."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from random import Random
+
+_MAX_DOUBLINGS = 1000
+"""2.0 ** 1000 is still a float; by then every sensible maximum has been reached."""
+
+
+class Backoff:
+    """Counts failed rounds and says before which moment the next attempt must not begin.
+
+    Attempts that run side by side are one round: each remembers `round` when it begins, and only the first failure of
+    a round makes the pause longer.
+    """
+
+    __slots__ = ("_least", "_rng", "_spread", "longest", "not_before", "round", "steps")
+
+    def __init__(self, least: float, most: float, spread: float, rng: Random) -> None:
+        """Take the first pause, the longest one and the random part, in seconds."""
+        self._least = least
+        self.longest = most
+        self._spread = spread
+        self._rng = rng
+        self.steps = 0
+        """Failed rounds since the last success."""
+        self.round = 0
+        self.not_before = -math.inf
+
+    def failed(self, began_in: int, now: float, cap: float = math.inf) -> bool:
+        """Note that an attempt of round `began_in` failed. False when its round had failed already."""
+        if began_in != self.round:
+            return False
+        self.round += 1
+        self.steps += 1
+        self.not_before = now + self._pause(cap)
+        return True
+
+    def succeeded(self) -> None:
+        """Start over: the next failure pauses for the first pause again."""
+        self.steps = 0
+        self.round += 1
+        self.not_before = -math.inf
+
+    def shorten(self, now: float, cap: float) -> bool:
+        """Bring a pause that would last longer than `cap` down to one drawn under it; say whether that was needed."""
+        if self.not_before <= now + cap + self._spread:
+            return False
+        self.not_before = now + self._draw(cap)
+        return True
+
+    def _pause(self, cap: float) -> float:
+        doublings = min(self.steps - 1, _MAX_DOUBLINGS)
+        return self._draw(min(self._least * 2.0**doublings, self.longest, cap))
+
+    def _draw(self, pause: float) -> float:
+        if math.isinf(pause):
+            return math.inf
+        spread = self._rng.random() * self._spread if math.isfinite(self._spread) else math.inf
+        return self._rng.uniform(pause / 2, pause) + spread

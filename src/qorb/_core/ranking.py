@@ -1,0 +1,312 @@
+"""Ranking: which backend serves the next claim.
+
+The score of a backend is (claims outstanding + recent failures, at most 8) / weight, the lowest first; `load` is what
+stands above the weight. Backends of one priority form a class, those of one weight within it a lane, those of one load
+within that a ring: a circular list that is turned by one whenever its head is taken, so that backends of equal score are
+served in turn. Taking from the only lane of the best class therefore costs a comparison and the turn.
+
+Loads that grow are noticed lazily, when a backend comes to the head of its ring; loads that shrink move their backend at
+once (`improve`). A backend stands in a ring only while it has an idle connection, which is also noticed lazily. Between
+lanes a heap decides: by score, then by claims served / weight, where a backend that was away does not catch up on what
+it missed. So choosing is O(1) amortised in the common case and O(log lanes) otherwise.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sized
+    from random import Random
+
+MAX_PENALTY = 8
+"""A backend counts at most this many failures against itself."""
+UNRANKED = 1 << 60
+"""The level of a backend that stands in no ring: above every load, so that its return counts as an improvement."""
+_LEAST_WEIGHT = 0.1
+
+
+class Ranked(Protocol):
+    """What is ranked: a backend's slot set. The last five attributes belong to the ranking."""
+
+    idle: Sized
+    """Its idle connections."""
+    load: int
+    """Claims outstanding + recent failures, at most MAX_PENALTY."""
+    total_claims: int
+    level: int
+    """The load under which it stands in a ring; UNRANKED when in none."""
+    lane: Lane | None
+    next: Ranked | None
+    previous: Ranked | None
+    head_start: float
+    """Claims it is taken to have had before it joined, so that it does not catch up on what it missed."""
+
+
+class Ring:
+    """Backends of one load, in the order in which they are to be served."""
+
+    __slots__ = ("head", "level")
+
+    def __init__(self, level: int) -> None:
+        """Begin empty."""
+        self.level = level
+        self.head: Ranked | None = None
+
+
+class Lane:
+    """Backends of one priority and one weight."""
+
+    __slots__ = ("key", "low", "owner", "rings", "version", "weight")
+
+    def __init__(self, owner: PriorityClass, weight: float) -> None:
+        """Begin empty."""
+        self.owner = owner
+        self.weight = weight
+        self.rings: list[Ring] = [Ring(0)]
+        self.low = self.rings[0]
+        """The lowest ring that may have a member."""
+        self.version = 0
+        """Counts the entries of the class's heap: only the newest counts."""
+
+    def first(self) -> Ranked | None:
+        """Give the backend to be served next, its load and idle connections looked at afresh; None when there is none."""
+        while True:
+            ring = self.low
+            ranked = ring.head
+            if ranked is None:
+                if ring.level + 1 >= len(self.rings):
+                    return None
+                self.low = self.rings[ring.level + 1]
+            elif not ranked.idle:
+                self._unlink(ranked)
+            elif ranked.load != ring.level:
+                self._unlink(ranked)
+                self.put(ranked)
+            else:
+                return ranked
+
+    def put(self, ranked: Ranked) -> None:
+        """Stand at the end of the ring of the backend's load."""
+        load = ranked.load
+        rings = self.rings
+        while load >= len(rings):
+            rings.append(Ring(len(rings)))
+        ring = rings[load]
+        ranked.level = load
+        head = ring.head
+        if head is None:
+            ring.head = ranked.next = ranked.previous = ranked
+        else:
+            last = head.previous
+            ranked.previous, ranked.next = last, head
+            last.next = head.previous = ranked  # type: ignore[union-attr] - members of a ring always have neighbours
+        if load < self.low.level:
+            self.low = ring
+
+    def drop(self, ranked: Ranked) -> None:
+        """Stand in no ring any more."""
+        if ranked.level != UNRANKED:
+            self._unlink(ranked)
+
+    def score(self, ranked: Ranked) -> tuple[float, float]:
+        """Give what is compared between lanes: the score, then the claims served, both by weight."""
+        return ranked.load / self.weight, self.served(ranked)
+
+    def served(self, ranked: Ranked) -> float:
+        """Give the claims served, by weight, as if the backend had always been there."""
+        return (ranked.total_claims + ranked.head_start) / self.weight
+
+    def _unlink(self, ranked: Ranked) -> None:
+        ring = self.rings[ranked.level]
+        if ranked.next is ranked:
+            ring.head = None
+        else:
+            ranked.previous.next, ranked.next.previous = ranked.next, ranked.previous  # type: ignore[union-attr] - as above
+            if ring.head is ranked:
+                ring.head = ranked.next
+        ranked.next = ranked.previous = None
+        ranked.level = UNRANKED
+
+
+class PriorityClass:
+    """Backends of one priority."""
+
+    __slots__ = ("_heap", "_serial", "lanes", "members", "priority", "served", "untried")
+
+    def __init__(self, priority: int) -> None:
+        """Begin empty."""
+        self.priority = priority
+        self.lanes: dict[float, Lane] = {}
+        self.members = 0
+        self.untried = 0
+        """Backends in a first attempt that has not failed yet: while there are any, worse classes wait."""
+        self.served = 0.0
+        """The claims served / weight of the backend that was chosen last."""
+        self._heap: list[tuple[tuple[float, float], int, int, Lane]] = []
+        self._serial = 0
+
+    def __lt__(self, other: PriorityClass) -> bool:
+        """Sort by priority."""
+        return self.priority < other.priority
+
+    def lane(self, weight: float) -> Lane:
+        """Give the lane of that weight."""
+        lane = self.lanes.get(weight)
+        if lane is None:
+            lane = self.lanes[weight] = Lane(self, weight)
+            for other in self.lanes.values():  # from now on (or still) the heap decides between them
+                self.offer(other)
+        return lane
+
+    def first(self) -> Ranked | None:
+        """Give the backend to be served next; None when none has an idle connection."""
+        if len(self.lanes) == 1:
+            return next(iter(self.lanes.values())).first()
+        heap = self._heap
+        while heap:
+            key, _, version, lane = heap[0]
+            if version != lane.version:
+                heappop(heap)
+                continue
+            ranked = lane.first()
+            if ranked is None:
+                heappop(heap)
+                continue
+            now = lane.score(ranked)
+            if now <= key:
+                return ranked
+            heapreplace(heap, self._entry(lane, now))
+        return None
+
+    def offer(self, lane: Lane) -> None:
+        """Put the lane's present score on the heap; needed whenever it may have become better."""
+        if len(self.lanes) == 1:
+            return
+        ranked = lane.first()
+        if ranked is None:
+            return
+        heap = self._heap
+        if len(heap) > 4 * len(self.lanes):
+            heap[:] = [entry for entry in heap if entry[2] == entry[3].version]
+            heapify(heap)
+        heappush(heap, self._entry(lane, lane.score(ranked)))
+
+    def _entry(self, lane: Lane, key: tuple[float, float]) -> tuple[tuple[float, float], int, int, Lane]:
+        self._serial += 1
+        lane.version = self._serial
+        return key, self._serial, lane.version, lane
+
+
+class Ranking:
+    """All backends, by priority, score, and turn."""
+
+    __slots__ = ("_rng", "best", "classes")
+
+    def __init__(self, rng: Random) -> None:
+        """Begin empty. `rng` decides the order in which equal backends are first served."""
+        self._rng = rng
+        self.classes: list[PriorityClass] = []
+        self.best: Lane | None = None
+        """The only lane of the best class: whoever is at the head of its lowest ring may be taken without more ado."""
+
+    def add(self, ranked: Ranked, priority: int, weight: int) -> None:
+        """Let a backend take part."""
+        group = self._class(priority)
+        group.members += 1
+        lane = group.lane(float(weight) if weight > 0 else _LEAST_WEIGHT)
+        ranked.lane = lane
+        ranked.level = UNRANKED
+        ranked.head_start = group.served * lane.weight - ranked.total_claims
+        self._find_best()
+        if ranked.idle:
+            self.improve(ranked)
+
+    def remove(self, ranked: Ranked) -> None:
+        """Let a backend take part no more."""
+        lane = ranked.lane
+        if lane is None:
+            return
+        lane.drop(ranked)
+        ranked.lane = None
+        group = lane.owner
+        group.members -= 1
+        if not group.members:
+            self.classes.remove(group)
+        self._find_best()
+
+    def improve(self, ranked: Ranked) -> None:
+        """Note that the backend's load has shrunk, or that it has an idle connection again."""
+        lane = ranked.lane
+        if lane is None:
+            return
+        was_away = ranked.level == UNRANKED
+        lane.drop(ranked)
+        lane.put(ranked)
+        lane.owner.offer(lane)
+        if was_away and ranked.next is not ranked and not ranked.total_claims and self._rng.random() < 0.5:  # noqa: PLR2004 - a coin
+            self._to_the_front(ranked)
+
+    def back_online(self, ranked: Ranked) -> None:
+        """Note that the backend was offline: what it missed it does not catch up on."""
+        lane = ranked.lane
+        if lane is not None:
+            missed = lane.owner.served * lane.weight - ranked.total_claims
+            ranked.head_start = max(ranked.head_start, missed)
+
+    def choose(self) -> Ranked | None:
+        """Give the backend that is to serve the next claim and turn its ring; None when none may.
+
+        The caller takes one of its idle connections, adds 1 to its load, and counts the claim when it is served.
+        """
+        for group in self.classes:
+            ranked = group.first()
+            if ranked is not None:
+                self.take(ranked)
+                return ranked
+            if group.untried:
+                return None
+        return None
+
+    def take(self, ranked: Ranked) -> None:
+        """Turn the ring that `ranked` heads."""
+        lane = ranked.lane
+        if lane is None or ranked.level == UNRANKED:
+            return
+        ring = lane.rings[ranked.level]
+        if ring.head is ranked:
+            ring.head = ranked.next
+        group = lane.owner
+        if len(group.lanes) > 1:
+            group.served = max(group.served, lane.served(ranked))
+
+    def admits(self, ranked: Ranked) -> bool:
+        """Say whether the backend's class may serve now: no better one is still in a first attempt or has an idle connection."""
+        lane = ranked.lane
+        if lane is None:
+            return False
+        for group in self.classes:
+            if group is lane.owner:
+                return True
+            if group.untried or group.first() is not None:
+                return False
+        return True
+
+    def _to_the_front(self, ranked: Ranked) -> None:
+        lane = ranked.lane
+        if lane is not None:
+            lane.rings[ranked.level].head = ranked
+
+    def _class(self, priority: int) -> PriorityClass:
+        for group in self.classes:
+            if group.priority == priority:
+                return group
+        group = PriorityClass(priority)
+        insort(self.classes, group)
+        return group
+
+    def _find_best(self) -> None:
+        lanes = self.classes[0].lanes if self.classes else {}
+        self.best = next(iter(lanes.values())) if len(lanes) == 1 else None

@@ -1,0 +1,501 @@
+"""The desk: idle connections on one side, the waiting line on the other; this is where claims are served.
+
+What a claim needs when a connection is at hand, and a release when nothing is odd, is written out in claim.py for speed;
+`quick` and `swift` say when those short cuts may be taken. Everything here is the long way, which does the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from qorb import events
+from qorb._core.line import Line
+from qorb._core.ranking import Ranking
+from qorb._diagnosis import Diagnosis, diagnose
+from qorb._slot import CLAIMED, CONNECTING, TERMINATED, UNCLAIMED, Slot
+from qorb._tasks import Call, CallFailedError, Interrupted
+from qorb.connector import Outcome, overrides
+from qorb.errors import QueueFullError, WrongLoopError, describe, presentable
+
+if TYPE_CHECKING:
+    from qorb._core.line import Place
+    from qorb._engine import Engine
+    from qorb._slot_set import SlotSet
+    from qorb._tasks import Timer
+
+C = TypeVar("C")
+
+_claim_ids = itertools.count(1)
+
+_TURNS_OF_GRACE = 2
+"""Turns of the loop between a deadline and its execution, so that what becomes free in the same turn still counts."""
+_TURNS_AFTER_A_STALL = 10
+_STALL = 1.0
+"""A timer that is this late (seconds) says that the loop stood still: then grants go before timeouts."""
+
+_TERMINATED = object()
+"""What a waiting claim is given when the pool ends."""
+
+
+class Attempt:
+    """One claim on the long way: who, until when, and what went wrong so far."""
+
+    __slots__ = ("common", "deadline", "failure", "future", "id", "site", "started", "task", "timeout")
+
+    def __init__(self, task: asyncio.Task[Any] | None, started: float, timeout: float, site: str | None) -> None:
+        """Take the claimer's task, the present moment and the time allowed."""
+        self.id = next(_claim_ids)
+        self.task = task
+        self.started = started
+        self.timeout = timeout
+        self.deadline = started + timeout
+        self.site = site
+        self.common = False
+        self.failure: BaseException | None = None
+        """What on_acquire raised last."""
+        self.future: asyncio.Future[Any] | None = None
+        """What the claimer waits for while in line: a slot, a diagnosis, or the news that the pool ends."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the claimer has been cancelled, although its task has not run yet."""
+        return self.future is None or self.future.done()
+
+    def give(self, what: object) -> None:
+        """Wake the claimer."""
+        if self.future is not None:
+            self.future.set_result(what)
+
+
+class Desk(Generic[C]):
+    """Hands idle connections to claims, in the order of the line, and takes them back."""
+
+    def __init__(self, engine: Engine[C]) -> None:
+        """Open for one engine."""
+        self.engine = engine
+        self.loop = engine.loop
+        self.thread = threading.get_ident()
+        self.clock = engine.loop.time
+        self.tracing = engine.tracing
+        self.line: Line[Attempt] = Line()
+        self.ranking = Ranking(engine.rng)
+        self.claimed = 0
+        """Claims out, on backends that are not leaving."""
+        self.planned_for: float = -1
+        """The number of claims, out and waiting, up to which there is nothing new to plan."""
+        self.starved = False
+        """A backend waits for a slot: every release is a reason to plan."""
+        self.open = True
+        self.quick = False
+        """A claim may take the short cut."""
+        self.swift = False
+        """A release may take the short cut."""
+        self.acquiring: dict[Call[None], Slot[C]] = {}
+        self.done: asyncio.Future[None] = engine.loop.create_future()
+        """A finished future, for what is awaitable but has nothing to wait for."""
+        self.done.set_result(None)
+        connector = engine.connector
+        self.checks_closed = overrides(connector, "is_closed")
+        self._prepares = overrides(connector, "on_acquire")
+        self._asks_needs_recycle = overrides(connector, "needs_recycle")
+        self._clean_is_fit = not overrides(connector, "validate") and not overrides(connector, "on_recycle")
+        self._deadline_timer: Timer | None = None
+        self._deadline_armed_for = math.inf
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Find out anew whether the short cuts may be taken."""
+        self.quick = self.open and not self.line.waiting and not self._prepares and self.engine.observer is None
+        self.swift = self.quick and not self._asks_needs_recycle and self._clean_is_fit and not self.starved
+
+    # Backends come and go.
+
+    def admit(self, slots: SlotSet[C]) -> None:
+        """Let a backend serve claims."""
+        backend = slots.backend
+        self.ranking.add(slots, backend.priority, backend.weight)
+        if slots.untried and slots.lane is not None:
+            slots.lane.owner.untried += 1
+
+    def withdraw(self, slots: SlotSet[C]) -> None:
+        """Let a backend serve no more claims."""
+        if slots.untried and slots.lane is not None:
+            slots.lane.owner.untried -= 1
+        self.ranking.remove(slots)
+
+    def first_attempt_ended(self, slots: SlotSet[C]) -> None:
+        """Note that a backend's first attempt is over: worse ones need not wait for it any longer."""
+        if slots.lane is not None:
+            slots.lane.owner.untried -= 1
+
+    def rerank(self, slots: SlotSet[C]) -> None:
+        """Take over a new priority or weight."""
+        self.withdraw(slots)
+        self.admit(slots)
+
+    # A claim, the long way.
+
+    async def claim(self, timeout: float | None, site: str | None) -> Slot[C]:
+        """Get a slot whose connection is ready for use, or raise why there is none.
+
+        Cancelled at whatever point, it gives back what it had been given.
+        """
+        engine = self.engine
+        task = engine.check_usable()
+        attempt = Attempt(task, self.clock(), engine.policy.claim_timeout if timeout is None else timeout, site)
+        attempt.common = timeout is None
+        if engine.observer is not None:
+            engine.emit(events.ClaimStart(engine.name, attempt.id))
+        try:
+            slot = await self._serve(attempt)
+        except BaseException as error:
+            if engine.observer is not None:
+                wait = self.clock() - attempt.started
+                engine.emit(events.ClaimFailed(engine.name, attempt.id, wait, describe(error)))
+            raise
+        slot.owner.total_claims += 1
+        if engine.observer is not None:
+            engine.emit(events.ClaimDone(engine.name, attempt.id, slot.id, self.clock() - attempt.started))
+        return slot
+
+    async def _serve(self, attempt: Attempt) -> Slot[C]:
+        slot = None if self.line.waiting else self._take(attempt)
+        while True:
+            if slot is None:
+                slot = await self._wait(attempt)
+            self._note_holder(slot, attempt)
+            if not self._prepares:
+                return slot
+            if await self._acquire(slot, attempt):
+                return slot
+            slot = self._take(attempt)  # whoever got something unfit stands before the line
+
+    def _take(self, attempt: Attempt) -> Slot[C] | None:
+        """Take an idle connection for the claim, if one is at hand."""
+        engine, observer = self.engine, self.engine.observer
+        if observer is not None:
+            engine.emit(events.PoolClaimStart(engine.name, attempt.id))
+        slot = self._choose(attempt.id)
+        if slot is not None:
+            self._hand_out(slot, attempt.id)
+        elif observer is not None:
+            engine.emit(events.PoolClaimFailed(engine.name, attempt.id))
+        return slot
+
+    def _choose(self, claim_id: int) -> Slot[C] | None:
+        """Find the idle connection that is to be handed out next; dead ones are replaced on the way."""
+        engine = self.engine
+        while (chosen := self.ranking.choose()) is not None:
+            slots: SlotSet[C] = chosen  # type: ignore[assignment] - slot sets are what this ranking ranks
+            slot = slots.idle[-1]
+            if engine.observer is not None:
+                engine.emit(events.SlotSetClaimStart(engine.name, claim_id, slots.backend.name))
+            if engine.seems_open(slot):
+                return slot
+            slots.found_closed(slot)
+            if engine.observer is not None:
+                reason = "the idle connection was closed by the other side"
+                engine.emit(events.SlotSetClaimFailed(engine.name, claim_id, slots.backend.name, reason))
+        return None
+
+    def _hand_out(self, slot: Slot[C], claim_id: int) -> None:
+        slot.move(CLAIMED)
+        self._handed_out(slot, claim_id)
+        if self.claimed + self.line.waiting > self.planned_for:
+            self.engine.replan()
+
+    def _handed_out(self, slot: Slot[C], claim_id: int) -> None:
+        engine = self.engine
+        slot.claim_id = claim_id
+        if engine.observer is not None:
+            name = slot.owner.backend.name
+            engine.emit(events.SlotSetClaimDone(engine.name, claim_id, name, slot.id))
+            engine.emit(events.PoolClaimDone(engine.name, claim_id, slot.id))
+            engine.emit(events.HandleClaimed(engine.name, claim_id, slot.id, name))
+
+    def _note_holder(self, slot: Slot[C], attempt: Attempt) -> None:
+        if attempt.task is not None:
+            slot.holder = weakref.ref(attempt.task)
+        slot.since = self.clock()
+        slot.site = attempt.site
+        slot.warned = False
+        slot.claim_id = attempt.id
+
+    # Waiting.
+
+    async def _wait(self, attempt: Attempt) -> Slot[C]:
+        """Stand in line until a slot is handed over; raise at the deadline or when the pool ends."""
+        place = self._join(attempt)
+        attempt.future = future = self.loop.create_future()
+        try:
+            given = await future
+        except BaseException:
+            self._forsake(future, place)
+            raise
+        if given is _TERMINATED:
+            raise self.engine.ended_error()
+        if isinstance(given, Diagnosis):
+            raise given.error(attempt)
+        slot: Slot[C] = given
+        if slot.revoked or (self._prepares and not self.open):
+            self.discard(slot)
+            raise self.engine.ended_error()
+        return slot
+
+    def _join(self, attempt: Attempt) -> Place[Attempt]:
+        if attempt.failure is None:
+            if attempt.timeout <= 0:
+                raise diagnose(self.engine).error(attempt)
+            if self.line.waiting >= self.engine.policy.max_waiters:
+                raise QueueFullError(
+                    f"pool {self.engine.name}: {self.line.waiting} claims are waiting already, and max_waiters allows no "
+                    "more; either the backends are too slow or max_slots is too small for this load"
+                )
+            place = self.line.join(attempt, attempt.deadline, common=attempt.common)
+        else:
+            if self.clock() >= attempt.deadline:
+                raise diagnose(self.engine).error(attempt)
+            place = self.line.rejoin(attempt, attempt.deadline, common=attempt.common)
+        if self.line.waiting == 1:
+            self.refresh()
+        if attempt.deadline < self._deadline_armed_for:
+            self._arm_deadline(attempt.deadline)
+        if self.claimed + self.line.waiting > self.planned_for:
+            self.engine.replan()
+        return place
+
+    def _forsake(self, future: asyncio.Future[Any], place: Place[Attempt]) -> None:
+        """Leave the line; give back what was handed over at the very moment of the cancellation."""
+        self.line.leave(place)
+        if not self.line.waiting:
+            self.refresh()
+        if future.done() and not future.cancelled() and isinstance(future.result(), Slot):
+            self._return_untouched(future.result())
+
+    def _return_untouched(self, slot: Slot[C]) -> None:
+        """Take back a connection that its claimer never saw."""
+        if slot.revoked or slot.detached:
+            self.discard(slot)
+            return
+        self._returned(slot)
+        if slot.odd:
+            self._take_back_odd(slot)
+        else:
+            self._pass_on(slot)
+
+    def _first_in_line(self) -> Attempt | None:
+        line = self.line
+        attempt = line.pop()
+        while attempt is not None and attempt.gone:
+            attempt = line.pop()
+        if not line.waiting:
+            self.refresh()
+        return attempt
+
+    def serve_line(self) -> None:
+        """Hand idle connections to the claims that wait."""
+        while self.line.waiting:
+            slot = self._choose(0)
+            if slot is None:
+                return
+            attempt = self._first_in_line()
+            if attempt is None:
+                return
+            self._hand_out(slot, attempt.id)
+            attempt.give(slot)
+
+    # Deadlines: one timer for the whole line.
+
+    def _arm_deadline(self, deadline: float) -> None:
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+        self._deadline_armed_for = deadline
+        self._deadline_timer = self.engine.timers.at(deadline, self._deadline_due)
+
+    def _deadline_due(self) -> None:
+        late = self.clock() - self._deadline_armed_for
+        self._hesitate(_TURNS_AFTER_A_STALL if late > _STALL else _TURNS_OF_GRACE)
+
+    def _hesitate(self, turns: int) -> None:
+        if turns:
+            self._deadline_timer = self.engine.timers.soon(lambda: self._hesitate(turns - 1))
+        else:
+            self._expire()
+
+    def _expire(self) -> None:
+        """Fail the claims whose time is over, all with one diagnosis, and wait for the next deadline."""
+        self._deadline_timer = None
+        self._deadline_armed_for = math.inf
+        diagnosis: Diagnosis | None = None
+        for attempt in self.line.pop_overdue(self.clock()):
+            if attempt.gone:
+                continue
+            if diagnosis is None:
+                diagnosis = diagnose(self.engine)
+            attempt.give(diagnosis)
+        if not self.line.waiting:
+            self.refresh()
+        deadline = self.line.next_deadline()
+        if deadline < math.inf:
+            self._arm_deadline(deadline)
+
+    # on_acquire: in the claimer's task, bounded, and interrupted when the pool ends.
+
+    async def _acquire(self, slot: Slot[C], attempt: Attempt) -> bool:
+        """Let the connector prepare the connection for its claimer; False when it is not fit."""
+        policy = self.engine.policy
+        limit = policy.health_check_timeout
+        if attempt.timeout > 0:
+            limit = min(limit, attempt.deadline - self.clock())
+        call: Call[None] = Call(self.engine.timers, self.engine.connector.on_acquire, slot.connection)
+        self.acquiring[call] = slot
+        try:
+            await call.within(limit)
+        except CallFailedError as failure:
+            self._acquire_failed(slot, attempt, failure.error)
+            return False
+        except Interrupted:
+            self.discard(slot)
+            raise self.engine.ended_error() from None
+        except BaseException:
+            self.release(slot, Outcome.CANCELLED)
+            raise
+        finally:
+            del self.acquiring[call]
+            self.engine.acquire_ended()
+        if slot.revoked or call.interrupted:
+            self.discard(slot)
+            raise self.engine.ended_error()
+        slot.owner.acquire_worked()
+        return True
+
+    def _acquire_failed(self, slot: Slot[C], attempt: Attempt, error: BaseException) -> None:
+        engine = self.engine
+        attempt.failure = presentable(error)
+        if engine.observer is not None:
+            engine.emit(events.ClaimAcquireFailed(engine.name, attempt.id, slot.id, describe(error)))
+        self._returned(slot)
+        if slot.state is CLAIMED:
+            slot.owner.acquire_failed(slot, error)
+        if not self.open:
+            raise engine.ended_error()
+        self._after_release()
+
+    # Coming back.
+
+    def release(self, slot: Slot[C], outcome: Outcome) -> None:
+        """Take a connection back from its claimer. Never waits."""
+        if slot.revoked or slot.detached:
+            self.discard(slot)
+            return
+        self._returned(slot)
+        if self._must_recycle(slot, outcome):
+            if slot.owner.leaving or not self.open:
+                slot.move(TERMINATED)
+            else:
+                slot.recycle(outcome)
+            self._after_release()
+        elif slot.odd or not self.open or not self.engine.seems_open(slot):
+            self._take_back_odd(slot)
+        else:
+            self._pass_on(slot)
+
+    def discard(self, slot: Slot[C]) -> None:
+        """Take back a connection that is not to be used again. Never waits."""
+        self._returned(slot)
+        if slot.detached:
+            connection, slot.connection, slot.ready = slot.connection, None, None
+            slot.detached = False
+            slot.revoked = True
+            if connection is not None:
+                self.engine.abort_detached(connection)
+        elif slot.state is CLAIMED:
+            slot.move(TERMINATED if slot.owner.leaving or not self.open else CONNECTING)
+            self._after_release()
+
+    def _must_recycle(self, slot: Slot[C], outcome: Outcome) -> bool:
+        if not self._asks_needs_recycle:
+            return outcome is not Outcome.CLEAN or not self._clean_is_fit
+        connection = slot.connection
+        if connection is None:
+            return True
+        try:
+            return bool(self.engine.connector.needs_recycle(connection, outcome))
+        except Exception as error:  # noqa: BLE001 - user code
+            self.engine.user_code_failed("needs_recycle()", error)
+            return True
+
+    def _returned(self, slot: Slot[C]) -> None:
+        engine = self.engine
+        if engine.observer is not None:
+            engine.emit(events.HandleReturned(engine.name, slot.claim_id, slot.id, slot.owner.backend.name))
+
+    def _pass_on(self, slot: Slot[C]) -> None:
+        """Give the connection to the first in line, or put it among the idle ones."""
+        if self.line.waiting and self.clock() < self.engine.forgotten_at and self.ranking.admits(slot.owner):
+            attempt = self._first_in_line()
+            if attempt is not None:
+                self._handed_out(slot, attempt.id)
+                attempt.give(slot)  # it stays CLAIMED: only the claimer changes
+                return
+        slot.place = -1
+        slot.move(UNCLAIMED)
+        self._after_release()
+
+    def _take_back_odd(self, slot: Slot[C]) -> None:
+        """Take a clean connection back into a slot that something is the matter with."""
+        owner = slot.owner
+        if owner.leaving or not self.open:
+            slot.move(TERMINATED)
+        elif slot.stale or slot.too_old or not self.engine.seems_open(slot):
+            slot.move(CONNECTING)
+        else:
+            slot.odd = slot.due
+            if slot.due and not self.line.waiting:
+                slot.place = -1
+                slot.move(UNCLAIMED)
+                owner.check_next()
+            else:
+                self._pass_on(slot)
+                return
+        self._after_release()
+
+    def _after_release(self) -> None:
+        engine = self.engine
+        if not self.open:
+            engine.claim_returned()
+            return
+        if self.clock() >= engine.forgotten_at:
+            engine.plan_now()
+        elif self.starved or self.claimed + self.line.waiting > self.planned_for:
+            engine.replan()
+        if self.line.waiting:
+            self.serve_line()
+
+    # The end.
+
+    def close(self) -> None:
+        """Serve nobody any more: every waiting claim is failed, every on_acquire interrupted."""
+        self.open = False
+        self.refresh()
+        while (attempt := self._first_in_line()) is not None:
+            attempt.give(_TERMINATED)
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+            self._deadline_timer = None
+        for call in tuple(self.acquiring):
+            call.interrupt()
+
+
+def check_thread(desk: Desk[Any]) -> None:
+    """Raise WrongLoopError when called from another thread than the pool's."""
+    if threading.get_ident() != desk.thread:
+        raise WrongLoopError(
+            f"pool {desk.engine.name} belongs to another thread; use its event loop's call_soon_threadsafe() to reach it"
+        )
+

@@ -1,0 +1,146 @@
+"""Why a claim could not be served, in words that help."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qorb._slot import CLAIMED
+from qorb._tasks import where
+from qorb.errors import (
+    AllClaimsUsedError,
+    ClaimTimeoutError,
+    NoBackendsError,
+    NoBackendsOnlineError,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from qorb._desk import Attempt
+    from qorb._engine import Engine
+    from qorb._slot import Slot
+
+_BACKENDS_LISTED = 10
+_HOLDERS_LISTED = 3
+_WAITERS_LISTED = 3
+
+
+class Diagnosis:
+    """Why claims cannot be served at this moment; one for all that fail in the same turn."""
+
+    def __init__(
+        self,
+        kind: type[ClaimTimeoutError],
+        reason: str,
+        cause: BaseException | None = None,
+        held: dict[asyncio.Task[Any], list[Slot[Any]]] | None = None,
+    ) -> None:
+        """Take the class of the error, its text, what it is chained to, and who holds what."""
+        self._kind = kind
+        self._reason = reason
+        self._cause = cause
+        self._held = held or {}
+
+    def error(self, attempt: Attempt) -> ClaimTimeoutError:
+        """Make the error for one claim."""
+        text = self._reason
+        if attempt.timeout > 0:
+            text = f"no connection within {attempt.timeout:g} s: {text}"
+        own = self._held.get(attempt.task, []) if attempt.task is not None else []
+        if own:
+            count = "a connection" if len(own) == 1 else f"{len(own)} connections"
+            text += f". This task itself already holds {count} of this pool: it may be waiting for itself"
+        if attempt.failure is not None:
+            text += ". on_acquire refused every connection that it was given"
+        error = self._kind(text)
+        error.__cause__ = attempt.failure if attempt.failure is not None else self._cause
+        return error
+
+
+def diagnose(engine: Engine[Any]) -> Diagnosis:
+    """Look at the pool and say what keeps it from serving a claim."""
+    if not engine.backends:
+        return _no_backends(engine)
+    if not any(engine.sets[name].online for name in engine.backends):
+        return _none_online(engine)
+    return _all_used(engine)
+
+
+def _no_backends(engine: Engine[Any]) -> Diagnosis:
+    text = f"pool {engine.name}: the resolver {type(engine.resolver).__name__} knows no backend"
+    if engine.resolver_error_text is not None:
+        text += f"; its last error: {engine.resolver_error_text}"
+    elif not engine.published:
+        text += " yet"
+    return Diagnosis(NoBackendsError, text, engine.resolver_error)
+
+
+def _none_online(engine: Engine[Any]) -> Diagnosis:
+    sets = [engine.sets[name] for name in sorted(engine.backends)]
+    listed = [
+        f"{slots.backend.name}: {slots.last_error_text or 'still connecting for the first time'}"
+        for slots in sets[:_BACKENDS_LISTED]
+    ]
+    if len(sets) > _BACKENDS_LISTED:
+        listed.append(f"and {len(sets) - _BACKENDS_LISTED} more")
+    newest = max(sets, key=lambda slots: slots.last_error_time)
+    count = "the only backend has" if len(sets) == 1 else f"none of {len(sets)} backends has"
+    text = f"pool {engine.name}: {count} {'no' if len(sets) == 1 else 'a'} live connection ({'; '.join(listed)})"
+    return Diagnosis(NoBackendsOnlineError, text, newest.last_error, _held(engine))
+
+
+def _all_used(engine: Engine[Any]) -> Diagnosis:
+    claimed = [slot for slots in engine.sets.values() for slot in slots.slots if slot.state is CLAIMED]
+    claimed.sort(key=lambda slot: slot.since)
+    now = engine.loop.time()
+    limit = min(engine.policy.max_slots, engine.policy.max_slots_per_backend * len(engine.backends))
+    text = f"pool {engine.name}: {len(claimed)} of at most {limit} connections are in use"
+    if len(claimed) < limit:
+        text += f", and of the others none is ready ({_not_ready(engine)})"
+    if claimed:
+        text += "; held longest: " + ", ".join(describe_holder(slot, now) for slot in claimed[:_HOLDERS_LISTED])
+    waiting = engine.desk.line.waiting
+    if waiting:
+        names = [_task_name(attempt) for _, attempt in zip(range(_WAITERS_LISTED), engine.desk.line, strict=False)]
+        more = ", ..." if waiting > len(names) else ""
+        text += f"; waiting: {waiting} ({', '.join(names)}{more})"
+    return Diagnosis(AllClaimsUsedError, text, None, _held(engine))
+
+
+def _not_ready(engine: Engine[Any]) -> str:
+    connecting = sum(slots.connecting for slots in engine.sets.values())
+    checking = sum(slots.checking for slots in engine.sets.values())
+    errors = [
+        f"{slots.backend.name}: {slots.last_error_text}"
+        for slots in engine.sets.values()
+        if slots.connecting and slots.last_error_text
+    ]
+    text = f"{connecting} connecting, {checking} being checked or recycled"
+    return "; ".join([text, *errors[:_HOLDERS_LISTED]])
+
+
+def describe_holder(slot: Slot[Any], now: float) -> str:
+    """Say who holds a connection, for how long, where it was claimed if known, and where the holder is now."""
+    task = slot.holder() if slot.holder is not None else None
+    who = f"task {task.get_name()!r}" if task is not None else "a task that has ended"
+    text = f"{now - slot.since:.1f} s by {who}"
+    if slot.site is not None:
+        text += f", claimed at {slot.site}"
+    if task is not None and not task.done():
+        text += f", now in {where(task.get_coro())}"
+    return text
+
+
+def _task_name(attempt: Attempt) -> str:
+    return repr(attempt.task.get_name()) if attempt.task is not None else "a task"
+
+
+def _held(engine: Engine[Any]) -> dict[asyncio.Task[Any], list[Slot[Any]]]:
+    held: dict[asyncio.Task[Any], list[Slot[Any]]] = {}
+    for slots in engine.sets.values():
+        for slot in slots.slots:
+            if slot.state is CLAIMED and slot.holder is not None:
+                task = slot.holder()
+                if task is not None:
+                    held.setdefault(task, []).append(slot)
+    return held

@@ -1,0 +1,503 @@
+"""The engine: all that runs behind a Pool. Its tasks hold on to it and not to the Pool, so that a Pool that is dropped
+without terminate() is noticed and ended.
+
+It owns the slot sets, keeps them in line with what the resolver says and the planner decides, and knows everything that
+is alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import threading
+import tracemalloc
+import warnings
+import weakref
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from qorb import events
+from qorb._core.backoff import Backoff
+from qorb._core.planner import Limits, Plan, grow, rebalance
+from qorb._desk import Attempt, Desk
+from qorb._diagnosis import describe_holder, diagnose
+from qorb._resolving import Watch
+from qorb._slot import CLAIMED
+from qorb._slot_set import OFFLINE_BACKOFF_CAP, SlotSet
+from qorb._tasks import REPEAT, TaskOwner, TimerOwner, logger
+from qorb._termination import Termination
+from qorb.errors import PoolForkedError, PoolTerminatedError, ResolveError, WrongLoopError, describe
+from qorb.stats import Ledger, PoolState, PoolStats
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from qorb._slot import Slot
+    from qorb._tasks import Timer
+    from qorb.backend import Backend
+    from qorb.connector import Connector
+    from qorb.events import Event, Observer
+    from qorb.policy import Policy
+    from qorb.resolver import Resolver
+
+C = TypeVar("C")
+
+_engines: weakref.WeakSet[Engine[Any]] = weakref.WeakSet()
+
+
+def _mark_forked() -> None:
+    """In a child process: nothing of the parent's pools may be touched, their sockets and selectors are shared."""
+    for engine in tuple(_engines):
+        engine.forked = True
+        engine.desk.open = False
+        engine.desk.refresh()
+
+
+os.register_at_fork(after_in_child=_mark_forked)
+
+
+class Engine(Generic[C]):
+    """All that runs behind one Pool."""
+
+    def __init__(
+        self,
+        name: str,
+        resolver: Resolver,
+        connector: Connector[C],
+        policy: Policy,
+        observer: Observer | None,
+        rng: Random,
+    ) -> None:
+        """Belong to the running loop; start nothing yet."""
+        self.name = name
+        self.resolver = resolver
+        self.connector = connector
+        self.policy = policy
+        self.observer = observer
+        self.rng = rng
+        self.loop = asyncio.get_running_loop()
+        self.tracing = self.loop.get_debug() or tracemalloc.is_tracing()
+        """Whether claims note where they were made: it costs more than the claim itself."""
+        self.backoff_limits = (policy.min_connection_backoff, policy.max_connection_backoff, policy.spread, rng)
+        self.timers = TimerOwner(self.loop)
+        self.tasks = TaskOwner(self.timers)
+        self.state = PoolState.RUNNING
+        self.forked = False
+        self.backends: dict[str, Backend] = {}
+        """What the resolver published last."""
+        self.published = False
+        self.resolver_error: ResolveError | None = None
+        self.resolver_error_text: str | None = None
+        self.sets: dict[str, SlotSet[C]] = {}
+        """By name, those that are leaving included."""
+        self.slots = 0
+        """Slots whose task has not ended."""
+        self.connections: dict[int, Slot[C]] = {}
+        """Every open connection that was adopted, by identity."""
+        self.forgotten_at = math.inf
+        """From this moment on a backend that was not tried for long gets the next slot that comes free."""
+        self.departed_claims = 0
+        self.bugs = 0
+        """Tasks that died of an exception of their own."""
+        self.desk: Desk[C] = Desk(self)
+        self.termination = Termination(self)
+        self._limits = Limits(
+            policy.spares_wanted, policy.max_slots, policy.max_slots_per_backend, policy.max_connection_backoff
+        )
+        self._online = 0
+        self._plan_timer: Timer | None = None
+        self._rebalance_timer: Timer | None = None
+        self._long_claims_timer: Timer | None = None
+        self._ready: dict[asyncio.Future[Any], None] = {}
+        self._observer_reported = False
+        self._warned_of_outsider = False
+        _engines.add(self)
+
+    def start(self) -> None:
+        """Start the resolver and the timers."""
+        self._start_watch()
+        self._rebalance_timer = self.timers.after(self.policy.rebalance_interval, self._rebalance)
+        self._long_claims_timer = self.timers.after(self.policy.long_claim_warning, self._look_for_long_claims)
+
+    def _start_watch(self) -> None:
+        backoff = Backoff(*self.backoff_limits)
+        self.tasks.start(Watch(f"qorb {self.name} resolver", self.resolver, self, self.timers, backoff))
+
+    # Who may call.
+
+    def check_usable(self) -> asyncio.Task[Any] | None:
+        """Raise unless a claim can be made from here and now; give the calling task."""
+        task = self.check_place()
+        if self.state is not PoolState.RUNNING:
+            raise self.ended_error()
+        return task
+
+    def check_place(self) -> asyncio.Task[Any] | None:
+        """Raise when called from a child process, another thread or another loop; give the calling task."""
+        if self.forked:
+            raise PoolForkedError(
+                f"pool {self.name} belongs to the parent process; make a pool of your own in the child"
+            )
+        task = asyncio.current_task(self.loop) if not self.loop.is_closed() else None
+        if threading.get_ident() != self.desk.thread or task is None:
+            if self.loop.is_closed():
+                raise WrongLoopError(f"the event loop of pool {self.name} is closed; terminate() the pool before")
+            raise WrongLoopError(
+                f"pool {self.name} belongs to another event loop or thread; make one pool for each event loop"
+            )
+        return task
+
+    def ended_error(self) -> PoolTerminatedError:
+        """Make the error for a claim that comes too late."""
+        return PoolTerminatedError(f"pool {self.name} is {self.state.value}")
+
+    # What the resolver says (Subscriber).
+
+    def backends_known(self, backends: dict[str, Backend]) -> None:
+        """Take a complete set over: the difference to the last one, by name and by value."""
+        if self.tasks.closed:
+            return
+        old, self.backends = self.backends, backends
+        self.published = True
+        self.resolver_error = self.resolver_error_text = None
+        added = tuple(name for name in backends if name not in old)
+        removed = tuple(name for name in old if name not in backends)
+        changed = tuple(name for name, backend in backends.items() if name in old and old[name] != backend)
+        for name in removed:
+            slots = self.sets[name]
+            slots.leave()
+            self._drop_if_gone(slots)
+        for name in added:
+            self._add(backends[name])
+        for name in changed:
+            self.sets[name].readdress(backends[name])
+        if added or removed or changed:
+            logger.info("pool %s: backends added: %s, removed: %s, changed: %s", self.name, added, removed, changed)
+            if self.observer is not None:
+                self.emit(events.ResolverUpdated(self.name, added, removed, changed))
+            self.replan()
+        self.desk.serve_line()
+
+    def _add(self, backend: Backend) -> None:
+        slots = self.sets.get(backend.name)
+        if slots is not None:
+            slots.come_back(backend)
+        else:
+            self.sets[backend.name] = slots = SlotSet(self, backend)
+            self.desk.admit(slots)
+
+    def resolver_failed(self, error: ResolveError) -> None:
+        """Remember why there is no new set; the last one stays."""
+        self.resolver_error = error
+        self.resolver_error_text = str(error)
+
+    def watch_ended(self, task: asyncio.Task[None]) -> None:
+        """Start the resolver again when its task died of a bug."""
+        died = self._died(task)
+        self.task_ended(task, "resolver")
+        if died and not self.tasks.closed:
+            self.timers.after(REPEAT, self._restart_watch)
+
+    def _restart_watch(self) -> None:
+        if not self.tasks.closed:
+            self._start_watch()
+
+    # What slots report.
+
+    def turned(self, slots: SlotSet[C]) -> None:
+        """Note that a backend went online or offline."""
+        self._online += 1 if slots.online else -1
+        if not self._online:
+            for each in self.sets.values():
+                each.cap_backoff()
+        self.replan()
+
+    def backoff_cap(self) -> float:
+        """Give the longest pause between attempts that is in order at this moment."""
+        return math.inf if self._online else OFFLINE_BACKOFF_CAP
+
+    def first_attempt_ended(self, slots: SlotSet[C]) -> None:
+        """Note that a backend is no longer in its first attempt: worse ones may serve now."""
+        self.desk.first_attempt_ended(slots)
+        self.replan()
+        self.desk.serve_line()
+
+    def attempt_failed(self, slots: SlotSet[C]) -> None:
+        """Note a failed attempt: it may be another backend's turn."""
+        del slots
+        self.replan()
+
+    def slot_idle(self) -> None:
+        """Note that a connection has become available."""
+        self.desk.serve_line()
+        if self._ready:
+            self._tell_ready()
+
+    def slot_gone(self, slots: SlotSet[C], task: asyncio.Task[None]) -> None:
+        """Note that a slot's task has ended."""
+        self._drop_if_gone(slots)
+        died = self._died(task)
+        self.task_ended(task, slots.backend.name)
+        if died:
+            self.timers.after(REPEAT, self.replan)  # not at once: a bug must not make a storm
+        else:
+            self.replan()
+
+    def _drop_if_gone(self, slots: SlotSet[C]) -> None:
+        if slots.leaving and not slots.slots and self.sets.get(slots.backend.name) is slots:
+            del self.sets[slots.backend.name]
+            self.departed_claims += slots.total_claims
+
+    def _died(self, task: asyncio.Task[None]) -> bool:
+        return not task.cancelled() and task.done() and task.exception() is not None
+
+    def task_ended(self, task: asyncio.Task[None], what: str) -> None:
+        """Look at how a task ended: by itself, of a bug, or cancelled by somebody else."""
+        if not task.done():  # destroyed with its closed loop
+            return
+        if task.cancelled():
+            self._cancelled_from_outside()
+        else:
+            error = task.exception()
+            if error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+                self.bugs += 1
+                message = f"qorb: a task of pool {self.name} died ({what}) and is replaced"
+                self.loop.call_exception_handler({"message": message, "exception": error, "task": task})
+        self.termination.look()
+
+    def _cancelled_from_outside(self) -> None:
+        if self.state is not PoolState.RUNNING or self._warned_of_outsider:
+            return
+        self._warned_of_outsider = True
+        self.termination.abort()
+        warnings.warn(
+            f"unterminated pool {self.name}: its tasks were cancelled from outside; use `async with` or "
+            "`await pool.terminate()`",
+            ResourceWarning,
+            stacklevel=2,
+        )
+
+    def claim_returned(self) -> None:
+        """Note that a claim came back while the pool is terminating."""
+        self.termination.claim_returned()
+
+    def acquire_ended(self) -> None:
+        """Note that an on_acquire is over."""
+        if not self.desk.open:
+            self.termination.look()
+
+    # Balance.
+
+    def has_room(self, slots: SlotSet[C]) -> bool:
+        """Say whether the caps allow one more slot for a backend."""
+        return self.slots < self.policy.max_slots and len(slots.slots) < self.policy.max_slots_per_backend
+
+    def replan(self) -> None:
+        """Plan once before the next turn of the loop is over."""
+        if self._plan_timer is None and not self.tasks.closed:
+            self._plan_timer = self.timers.soon(self.plan_now)
+
+    def plan_now(self) -> None:
+        """Decide what to start and what a cap demands to end, and do it."""
+        if self._plan_timer is not None:
+            self._plan_timer.cancel()
+            self._plan_timer = None
+        if self.tasks.closed:
+            return
+        plan = grow(tuple(self.sets.values()), self.desk.line.waiting, self._limits, self.loop.time())
+        if plan.start or plan.stop:
+            self._carry_out(plan)
+        self._remember(plan)
+
+    def _rebalance(self) -> None:
+        self._rebalance_timer = self.timers.after(self.policy.rebalance_interval, self._rebalance)
+        plan = rebalance(tuple(self.sets.values()), self.desk.line.waiting, self._limits, self.loop.time())
+        self._carry_out(plan)
+        self._remember(plan)
+
+    def _carry_out(self, plan: Plan[SlotSet[C]]) -> None:
+        change: dict[str, int] = {}
+        if self.observer is not None:
+            change = {slots.backend.name: count for slots, count in plan.start}
+            change |= {slots.backend.name: -count for slots, count in plan.stop}
+            self.emit(events.RebalanceStart(self.name, MappingProxyType(change)))
+        for slots, count in plan.stop:
+            slots.stop(count)
+        for slots, count in plan.start:
+            slots.start(count)
+        if self.observer is not None:
+            self.emit(events.RebalanceDone(self.name, MappingProxyType(change)))
+
+    def _remember(self, plan: Plan[SlotSet[C]]) -> None:
+        desk = self.desk
+        self.forgotten_at = plan.forgotten_at
+        desk.planned_for = math.inf if plan.saturated else desk.claimed + desk.line.waiting
+        if desk.starved is not plan.starved:
+            desk.starved = plan.starved
+            desk.refresh()
+
+    # Waiting until everything is connected.
+
+    async def ready(self, timeout: float) -> None:
+        """Wait until as many connections are up as the policy wants."""
+        task = self.check_usable()
+        if self._is_ready():
+            return
+        attempt = Attempt(task, self.loop.time(), timeout, None)
+        future: asyncio.Future[Any] = self.loop.create_future()
+        self._ready[future] = None
+        timer = self.timers.after(timeout, lambda: None if future.done() else future.set_result(diagnose(self)))
+        try:
+            given = await future
+        finally:
+            self._ready.pop(future, None)
+            if timer is not None:
+                timer.cancel()
+        if given is not None:
+            raise given.error(attempt)
+        if self.state is not PoolState.RUNNING:
+            raise self.ended_error()
+
+    def _is_ready(self) -> bool:
+        policy = self.policy
+        if not policy.spares_wanted:
+            return True
+        current = [self.sets[name] for name in self.backends]
+        wanted = self.desk.claimed + policy.spares_wanted
+        reachable = len(current) * policy.max_slots_per_backend
+        connected = sum(slots.unclaimed + slots.checking + slots.claimed for slots in current)
+        return bool(current) and connected >= min(wanted, policy.max_slots, reachable)
+
+    def _tell_ready(self) -> None:
+        if self._is_ready():
+            self.release_ready()
+
+    def release_ready(self) -> None:
+        """Wake whoever waits in ready()."""
+        for future in tuple(self._ready):
+            if not future.done():
+                future.set_result(None)
+
+    # Connections.
+
+    def owner_of(self, connection: C) -> Slot[C] | None:
+        """Give the slot that has this very connection."""
+        return self.connections.get(id(connection))
+
+    def forget(self, connection: C) -> None:
+        """Note that a connection is closed, or not the pool's any more."""
+        self.connections.pop(id(connection), None)
+
+    def abort_connection(self, connection: C) -> None:
+        """End a connection at once."""
+        self.forget(connection)
+        self.abort_detached(connection)
+
+    def abort_detached(self, connection: C) -> None:
+        """End a connection that has been left to its claimer."""
+        try:
+            self.connector.abort(connection)
+        except Exception as error:  # noqa: BLE001 - user code
+            self.user_code_failed("abort()", error)
+
+    def seems_open(self, slot: Slot[C]) -> bool:
+        """Ask the connector whether a connection is visibly dead."""
+        if not self.desk.checks_closed:
+            return True
+        connection = slot.connection
+        if connection is None:
+            return False
+        try:
+            return not self.connector.is_closed(connection)
+        except Exception as error:  # noqa: BLE001 - user code
+            self.user_code_failed("is_closed()", error)
+            return False
+
+    def user_code_failed(self, what: str, error: BaseException) -> None:
+        """Note an exception in user code that concerns nobody but its author."""
+        logger.warning("pool %s: the connector's %s failed: %s", self.name, what, describe(error))
+
+    # What can be seen.
+
+    def emit(self, event: Event) -> None:
+        """Tell the observer; what it raises is reported once and harms nothing."""
+        observer = self.observer
+        if observer is None:
+            return
+        try:
+            observer(event)
+        except Exception as error:  # noqa: BLE001 - user code
+            if not self._observer_reported:
+                self._observer_reported = True
+                logger.error(  # noqa: TRY400 - the traceback may hold secrets
+                    "pool %s: the observer raised, which is reported only once: %s", self.name, describe(error)
+                )
+
+    def claims_out(self) -> int:
+        """Count the claims that are out, on leaving backends too."""
+        return sum(slots.claimed for slots in self.sets.values())
+
+    def stats(self) -> PoolStats:
+        """Take a snapshot."""
+        sets = dict(sorted(self.sets.items()))
+        return PoolStats(
+            name=self.name,
+            state=self.state,
+            claims=self.departed_claims + sum(slots.total_claims for slots in sets.values()),
+            waiting=self.desk.line.waiting,
+            backends=MappingProxyType({name: slots.stats() for name, slots in sets.items()}),
+        )
+
+    def ledger(self) -> Ledger:
+        """List what is alive."""
+        names = [life.name for life in self.tasks.tasks.values()]
+        names += [f"qorb {self.name} on_acquire of slot {slot.id}" for slot in self.desk.acquiring.values()]
+        return Ledger(
+            tasks=tuple(names),
+            timers=len(self.timers.alive),
+            connections=len(self.connections),
+            waiters=self.desk.line.waiting + len(self._ready),
+            threads=0,
+        )
+
+    def _look_for_long_claims(self) -> None:
+        """Log each claim that is held too long once; come back when the next one may be."""
+        now = self.loop.time()
+        limit = self.policy.long_claim_warning
+        next_look = now + limit
+        for slots in self.sets.values():
+            for slot in slots.slots:
+                if slot.state is not CLAIMED or slot.warned:
+                    continue
+                if slot.since + limit <= now:
+                    slot.warned = True
+                    held = describe_holder(slot, now)
+                    logger.warning("pool %s: slot %d to %s is claimed for %s", self.name, slot.id, slot.backend, held)
+                else:
+                    next_look = min(next_look, slot.since + limit)
+        self._long_claims_timer = self.timers.at(next_look, self._look_for_long_claims)
+
+    # The end.
+
+    def halt(self) -> None:
+        """Let nothing begin any more: no claim, no task, no plan, no retry. Synchronous."""
+        self.state = PoolState.TERMINATING
+        self.tasks.closed = True
+        for timer in (self._plan_timer, self._rebalance_timer, self._long_claims_timer):
+            if timer is not None:
+                timer.cancel()
+        self._plan_timer = self._rebalance_timer = self._long_claims_timer = None
+        for slots in self.sets.values():
+            slots.cancel_timers()
+        self.desk.close()
+        self.release_ready()
+
+    def ended(self) -> None:
+        """Be over."""
+        self.state = PoolState.TERMINATED
+        self.timers.cancel_all()
+        self.observer = None
+        self.departed_claims += sum(slots.total_claims for slots in self.sets.values())
+        self.sets.clear()
+        self.backends = {}

@@ -1,0 +1,410 @@
+"""The life of one slot: connect, idle, checked, claimed, recycled, closed.
+
+A slot runs in one task, and everything it does happens there, one thing at a time. Claims do not wake that task: handing
+an idle connection out and taking a clean one back are moves that the desk makes by itself. The task wakes for what takes
+time, and after every wait it looks at the slot's state, not at why the wait ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from qorb import events
+from qorb._core.states import SlotState, check_move
+from qorb._tasks import Call, CallFailedError, Interrupted, logger, where
+from qorb.connector import Outcome
+from qorb.errors import ConnectError, describe
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Awaitable, Callable
+
+    from qorb._slot_set import SlotSet
+    from qorb._tasks import Timer
+    from qorb.backend import Backend
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+CONNECTING = SlotState.CONNECTING
+UNCLAIMED = SlotState.UNCLAIMED
+CHECKING = SlotState.CHECKING
+CLAIMED = SlotState.CLAIMED
+RECYCLING = SlotState.RECYCLING
+TERMINATED = SlotState.TERMINATED
+
+_ids = itertools.count(1)
+
+
+class Slot(Generic[C]):
+    """A commitment to hold one connection to a backend."""
+
+    __slots__ = (
+        "_closing",
+        "_due_timer",
+        "_expires",
+        "_outcome",
+        "_outgoing",
+        "_stopped",
+        "_waker",
+        "acquire_round",
+        "attempting",
+        "backend",
+        "call",
+        "claim_id",
+        "connection",
+        "detached",
+        "due",
+        "holder",
+        "id",
+        "name",
+        "odd",
+        "owner",
+        "place",
+        "ready",
+        "replaces",
+        "revoked",
+        "since",
+        "site",
+        "state",
+        "warned",
+    )
+
+    def __init__(self, owner: SlotSet[C], replaces: Slot[C] | None = None) -> None:
+        """Begin in CONNECTING. `replaces`: the slot that may go once this one is connected."""
+        self.id = next(_ids)
+        self.owner = owner
+        self.backend: Backend = owner.backend
+        """Where the connection goes; the set's backend may have moved since."""
+        self.name = f"qorb {owner.engine.name} slot {self.id} {owner.backend.name}"
+        self.state = CONNECTING
+        self.connection: C | None = None
+        self.ready: asyncio.Future[C] | None = None
+        """A finished future that bears the connection: awaiting it costs less than a coroutine."""
+        self.odd = False
+        """A release must take the long way and look: the slot is due, stale, leaving or revoked."""
+        self.due = False
+        """A check or the end of the connection's lifetime is due."""
+        self.holder: weakref.ref[asyncio.Task[Any]] | None = None
+        """The task that has, or last had, the connection; weak, so that a claim forgotten by its task is found."""
+        self.since = 0.0
+        """When the slot was claimed last, or connected."""
+        self.site: str | None = None
+        """Where it was claimed, when that is known."""
+        self.warned = False
+        self.claim_id = 0
+        self.place = 0
+        """Where among the idle connections it is to stand: the last is handed out first."""
+        self.attempting = False
+        self.acquire_round = 0
+        """The round of the backend's on_acquire backoff in which the connection was made."""
+        self.replaces = replaces
+        self.revoked = False
+        self.detached = False
+        self.call: Call[Any] | None = None
+        self._outgoing: C | None = None
+        """A connection that is to be closed before anything else."""
+        self._outcome = Outcome.CLEAN
+        self._closing = False
+        self._stopped = False
+        self._waker: asyncio.Future[None] | None = None
+        self._due_timer: Timer | None = None
+        self._expires = math.inf
+
+    # The door: every change of state goes through here (the desk's two hot moves are written out in claim.py).
+
+    def move(self, new: SlotState) -> None:
+        """Change state; the set takes note, and the slot's task wakes up."""
+        old = self.state
+        check_move(old, new)
+        self.state = new
+        if new is CONNECTING or new is TERMINATED:
+            self._let_go()
+        self.owner.moved(self, old, new)
+        self.wake()
+
+    def _let_go(self) -> None:
+        """Take the connection out of service; the slot's task closes it."""
+        if self._due_timer is not None:
+            self._due_timer.cancel()
+            self._due_timer = None
+        if self.connection is not None:
+            self._outgoing, self.connection, self.ready = self.connection, None, None
+        self.odd = self.due = self.warned = False
+
+    # What others ask for.
+
+    def retire(self) -> None:
+        """End gracefully. A claimed slot ends when it is released."""
+        if self.state is CLAIMED:
+            self.odd = True
+        elif self.state is not TERMINATED:
+            self.move(TERMINATED)
+            if self.call is not None and not self._closing:
+                self.call.interrupt()
+
+    def stop(self) -> None:
+        """End at once: nothing is waited out, the connection is aborted. A claim that is still out is revoked."""
+        self._stopped = True
+        if self.state is CLAIMED:
+            self.revoked = True
+        if self.state is not TERMINATED:
+            self.move(TERMINATED)
+        if self.call is not None:
+            self.call.interrupt()
+        else:
+            self._abort_outgoing()
+        self.wake()
+
+    def detach(self) -> None:
+        """Leave the claimed connection to its claimer, who aborts it on release; the slot ends."""
+        self.detached = True
+        connection, ready = self.connection, self.ready
+        self.connection = None
+        self.move(TERMINATED)
+        self.connection, self.ready = connection, ready
+
+    def redirect(self) -> None:
+        """Note that the backend's address changed: an attempt to reach the old one is given up."""
+        if self.state is not CONNECTING:
+            self.odd = self.state is not TERMINATED
+        elif self.attempting and self.call is not None:
+            self.call.interrupt()
+
+    @property
+    def stale(self) -> bool:
+        """Whether the connection goes to an address that the backend has left."""
+        current = self.owner.backend
+        return self.backend.address != current.address or self.backend.server_name != current.server_name
+
+    def renew(self) -> None:
+        """Close the idle connection and open another."""
+        self.move(CONNECTING)
+
+    def fall_due(self) -> None:
+        """Note that a check, or the end of the connection's lifetime, is due."""
+        self._due_timer = None
+        self.due = True
+        if self.state is UNCLAIMED:
+            self.owner.check_next()
+        elif self.state is CLAIMED:
+            self.odd = True
+
+    def check(self) -> None:
+        """Leave the idle ones to be checked, or to be replaced when it is too old or visibly dead."""
+        if self.too_old:
+            self.renew()
+        elif self.owner.engine.seems_open(self):
+            self.move(CHECKING)
+        else:
+            self.owner.found_closed(self)
+
+    @property
+    def too_old(self) -> bool:
+        """Whether the connection has outlived max_lifetime."""
+        return self.owner.engine.loop.time() >= self._expires
+
+    def recycle(self, outcome: Outcome) -> None:
+        """Make the released connection fit for the next claim."""
+        self._outcome = outcome
+        self.move(RECYCLING)
+
+    # The life.
+
+    async def live(self) -> None:
+        """Live until TERMINATED and closed."""
+        task = asyncio.current_task(self.owner.engine.loop)
+        try:
+            while self.state is not TERMINATED or self._outgoing is not None:
+                await self._next_stage()
+                if task is not None and task.cancelling():  # user code swallowed a cancellation that was not ours
+                    raise asyncio.CancelledError
+        except (KeyboardInterrupt, SystemExit):
+            self.emergency_exit()  # the loop stops now: nobody may come by later to settle the slot
+            raise
+
+    async def _next_stage(self) -> None:
+        if self._outgoing is not None:
+            await self._close()
+        elif self.state is CONNECTING:
+            await self._connect()
+        elif self.state is CHECKING:
+            await self._check()
+        elif self.state is RECYCLING:
+            await self._recycle()
+        else:
+            await self._pause()
+
+    async def _pause(self) -> None:
+        self._waker = self.owner.engine.loop.create_future()
+        try:
+            await self._waker
+        finally:
+            self._waker = None
+
+    def wake(self) -> None:
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
+
+    async def _ask(self, function: Callable[..., Awaitable[T]], *arguments: object, within: float) -> T:
+        self.call = call = Call(self.owner.engine.timers, function, *arguments)
+        try:
+            return await call.within(within)
+        finally:
+            self.call = None
+
+    async def _connect(self) -> None:
+        owner, engine = self.owner, self.owner.engine
+        if not owner.admit(self):
+            await self._pause()
+            return
+        backend = self.backend = owner.backend
+        attempt = owner.attempt_begins(self)
+        try:
+            connection = await self._ask(engine.connector.connect, backend, within=engine.policy.connect_timeout)
+            if self.state is CONNECTING:
+                self._adopt(connection)
+            elif engine.owner_of(connection) is None:
+                self._outgoing = connection  # told to end meanwhile
+        except Interrupted:
+            owner.attempt_given_up(self)
+        except CallFailedError as failure:
+            owner.attempt_failed(self, attempt, failure.error)
+        finally:
+            owner.attempt_ended(self)
+
+    def _adopt(self, connection: C) -> None:
+        """Take a new connection into service. Raises CallFailedError when it is none."""
+        owner, engine = self.owner, self.owner.engine
+        if connection is None:
+            raise CallFailedError(ConnectError("connect() returned None instead of a connection", self.backend.name))
+        other = engine.owner_of(connection)
+        if other is not None:
+            raise CallFailedError(
+                ConnectError(
+                    f"connect() returned a connection that is in use already, by slot {other.id}; "
+                    "every call must open another",
+                    self.backend.name,
+                )
+            )
+        if self.stale:
+            self._outgoing = connection
+            return
+        self.connection = connection
+        engine.connections[id(connection)] = self
+        self.ready = engine.loop.create_future()
+        self.ready.set_result(connection)
+        self.since = engine.loop.time()
+        self.holder = None
+        self.place = 0
+        self.acquire_round = owner.acquire_backoff.round
+        self._expires = self.since + engine.policy.max_lifetime * (1 - 0.1 * engine.rng.random())
+        self.set_due_timer()
+        owner.attempt_succeeded(self)
+        self.move(UNCLAIMED)
+        owner.serve(self)
+
+    def set_due_timer(self) -> None:
+        """Wait for the next check, or for the end of the connection's lifetime."""
+        engine = self.owner.engine
+        pause = engine.policy.health_interval + engine.rng.random() * _finite(engine.policy.spread)
+        moment = min(engine.loop.time() + pause, self._expires)
+        self.due = False
+        self._due_timer = engine.timers.at(moment, self.fall_due)
+
+    async def _check(self) -> None:
+        owner, engine = self.owner, self.owner.engine
+        owner.observe(events.HealthCheckStart, self)
+        try:
+            await self._ask(engine.connector.validate, self.connection, within=engine.policy.health_check_timeout)
+        except Interrupted:
+            pass
+        except CallFailedError as failure:
+            if self.state is CHECKING:
+                owner.check_failed(self, failure.error)
+        else:
+            owner.observe(events.HealthCheckDone, self)
+        if self.state is CHECKING:
+            self.set_due_timer()
+            self.move(UNCLAIMED)
+            owner.serve(self)
+        owner.check_ended(self)
+
+    async def _recycle(self) -> None:
+        owner, engine = self.owner, self.owner.engine
+        owner.observe(events.RecycleStart, self)
+        try:
+            await self._ask(
+                engine.connector.on_recycle, self.connection, self._outcome, within=engine.policy.health_check_timeout
+            )
+        except Interrupted:
+            pass
+        except CallFailedError as failure:
+            if self.state is RECYCLING:
+                owner.recycle_failed(self, failure.error, self._outcome)
+        else:
+            owner.observe(events.RecycleDone, self)
+        if self.state is RECYCLING:
+            if self.stale or self.too_old:
+                self.renew()
+            else:
+                self.place = -1
+                if self._due_timer is None:
+                    self.set_due_timer()
+                self.move(UNCLAIMED)
+                owner.serve(self)
+
+    async def _close(self) -> None:
+        """Close the outgoing connection: gracefully, or at once after stop()."""
+        engine = self.owner.engine
+        connection = self._outgoing
+        self._closing = True
+        try:
+            if not self._stopped:
+                await self._ask(engine.connector.close, connection, within=engine.policy.close_timeout)
+                engine.forget(connection)
+                self._outgoing = None
+        except Interrupted:
+            pass
+        except CallFailedError as failure:
+            logger.debug("%s: close() failed: %s", self.name, describe(failure.error))
+        finally:
+            self._closing = False
+        if self._outgoing is not None:
+            self._abort_outgoing()
+
+    def _abort_outgoing(self) -> None:
+        connection, self._outgoing = self._outgoing, None
+        if connection is not None:
+            self.owner.engine.abort_connection(connection)
+
+    # The end.
+
+    def settle(self, task: asyncio.Task[None]) -> None:
+        """Give back whatever is still held; the task has ended."""
+        self.emergency_exit()
+        self.owner.slot_ended(self, task)
+
+    def emergency_exit(self) -> None:
+        """End here and now, whatever is under way."""
+        self._stopped = True
+        if self.state is CLAIMED:
+            self.revoked = True
+        if self.state is not TERMINATED:
+            self.move(TERMINATED)
+        self._abort_outgoing()
+
+    def describe(self) -> str:
+        """Say what is under way: the call, for how long, where it waits."""
+        call = self.call
+        if call is None:
+            return f"{self.name}: {self.state.value}"
+        seconds = self.owner.engine.loop.time() - call.since
+        return f"{self.name}: {self.state.value} for {seconds:.1f} s in {where(call.coroutine)}"
+
+
+def _finite(seconds: float) -> float:
+    return 0.0 if math.isinf(seconds) else seconds

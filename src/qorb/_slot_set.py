@@ -1,0 +1,493 @@
+"""The slots of one backend: their tally, their backoff, their turn to be checked."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from qorb import events
+from qorb._core.backoff import Backoff
+from qorb._core.failures import FailureWindow
+from qorb._core.ranking import MAX_PENALTY, UNRANKED
+from qorb._slot import CHECKING, CLAIMED, CONNECTING, RECYCLING, TERMINATED, UNCLAIMED, Slot
+from qorb._tasks import logger
+from qorb.connector import Outcome
+from qorb.errors import ConnectError, describe, presentable
+from qorb.stats import BackendStats
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from qorb._core.ranking import Lane, Ranked
+    from qorb._core.states import SlotState
+    from qorb._engine import Engine
+    from qorb._tasks import Timer
+    from qorb.backend import Backend
+
+C = TypeVar("C")
+
+MAX_ATTEMPTS_IN_FLIGHT = 8
+"""So many connects to one backend run side by side at the most: one that comes back must not be overrun."""
+OFFLINE_BACKOFF_CAP = 5.0
+"""Seconds between attempts at the most while nothing in the pool is online."""
+
+
+class SlotSet(Generic[C]):
+    """The slots of one backend. Satisfies the planner's Holding and the ranking's Ranked."""
+
+    __slots__ = (
+        "_backoff_timer",
+        "_checking_slot",
+        "_converting",
+        "_failure_timer",
+        "_penalty",
+        "_waiting_to_connect",
+        "acquire_backoff",
+        "attempting",
+        "backend",
+        "backoff",
+        "checking",
+        "connecting",
+        "engine",
+        "failures",
+        "head_start",
+        "idle",
+        "lane",
+        "last_attempt",
+        "last_error",
+        "last_error_text",
+        "last_error_time",
+        "leaving",
+        "level",
+        "load",
+        "next",
+        "online",
+        "previous",
+        "since",
+        "slots",
+        "total_claims",
+        "untried",
+    )
+
+    def __init__(self, engine: Engine[C], backend: Backend) -> None:
+        """Begin without slots."""
+        policy = engine.policy
+        self.engine = engine
+        self.backend = backend
+        self.slots: dict[Slot[C], None] = {}
+        """All whose task has not ended."""
+        self.idle: list[Slot[C]] = []
+        """The unclaimed ones; the last is handed out first."""
+        self.connecting = 0
+        self.checking = 0
+        """Health check or recycling."""
+        self.load = 0
+        """Claims outstanding + recent failures, at most 8."""
+        self._penalty = 0
+        self.attempting = 0
+        self.online = False
+        self.untried = True
+        """No attempt has ended yet."""
+        self.leaving = False
+        self.since = engine.loop.time()
+        self.last_attempt = -math.inf
+        self.total_claims = 0
+        self.backoff = Backoff(*engine.backoff_limits)
+        self.acquire_backoff = Backoff(*engine.backoff_limits)
+        self.failures = FailureWindow(2 * policy.max_connection_backoff)
+        self.last_error: BaseException | None = None
+        self.last_error_text: str | None = None
+        self.last_error_time = -math.inf
+        self.level = UNRANKED
+        self.lane: Lane | None = None
+        self.next: Ranked | None = None
+        self.previous: Ranked | None = None
+        self.head_start = 0.0
+        self._waiting_to_connect: dict[Slot[C], None] = {}
+        self._checking_slot: Slot[C] | None = None
+        self._converting: Slot[C] | None = None
+        """The slot that connects to a new address for the sake of one at an old address."""
+        self._backoff_timer: Timer | None = None
+        self._failure_timer: Timer | None = None
+
+    # What the planner reads.
+
+    @property
+    def unclaimed(self) -> int:
+        """Idle slots."""
+        return len(self.idle)
+
+    @property
+    def claimed(self) -> int:
+        """Slots that are handed out."""
+        return self.load - self._penalty
+
+    @property
+    def ending(self) -> int:
+        """Slots that were told to end and are not gone yet."""
+        return len(self.slots) - self.connecting - len(self.idle) - self.checking - self.load + self._penalty
+
+    @property
+    def next_attempt(self) -> float:
+        """Not before this moment will a new attempt begin."""
+        return max(self.backoff.not_before, self.acquire_backoff.not_before)
+
+    # Slots come and go.
+
+    def start(self, count: int) -> None:
+        """Create so many slots."""
+        for _ in range(count):
+            self._start(Slot(self))
+
+    def _start(self, slot: Slot[C]) -> None:
+        self.slots[slot] = None
+        self.connecting += 1
+        self.engine.slots += 1
+        self.engine.tasks.start(slot)
+
+    def stop(self, count: int) -> None:
+        """End so many slots gracefully: unconnected ones first, then the longest idle; never claimed ones."""
+        backing_off = [slot for slot in self.slots if slot.state is CONNECTING and not slot.attempting]
+        attempting = [slot for slot in self.slots if slot.state is CONNECTING and slot.attempting]
+        fresh = sorted((slot for slot in self.idle if slot.holder is None), key=lambda slot: slot.since)
+        used = [slot for slot in self.idle if slot.holder is not None]
+        checking = [slot for slot in self.slots if slot.state in (CHECKING, RECYCLING)]
+        for slot in (backing_off + attempting + fresh + used + checking)[:count]:
+            slot.retire()
+
+    def leave(self) -> None:
+        """Take no more part: the backend has vanished. Claims stay usable; everything else ends."""
+        self.leaving = True
+        self.engine.desk.claimed -= self.claimed
+        self.engine.desk.withdraw(self)
+        self.cancel_timers()
+        for slot in tuple(self.slots):
+            slot.retire()
+
+    def come_back(self, backend: Backend) -> None:
+        """Take part again: the backend reappeared before its last slot was gone."""
+        self.leaving = False
+        self.engine.desk.claimed += self.claimed
+        self.since = self.engine.loop.time()
+        self.backend = backend
+        for slot in self.slots:
+            if slot.state is CLAIMED:
+                slot.odd = slot.due or slot.stale or slot.revoked
+        self.engine.desk.admit(self)
+
+    def slot_ended(self, slot: Slot[C], task: asyncio.Task[None]) -> None:
+        """Forget a slot whose task has ended."""
+        self.slots.pop(slot, None)
+        self.engine.slots -= 1
+        self.engine.slot_gone(self, task)
+
+    # The door.
+
+    def moved(self, slot: Slot[C], old: SlotState, new: SlotState) -> None:
+        """Keep the tally, the ranking and the observer up to date with one change of state."""
+        self._count_out(slot, old)
+        self._count_in(slot, new)
+        engine = self.engine
+        if engine.observer is not None:
+            engine.emit(
+                events.SlotStateChange(engine.name, self.backend.name, slot.id, old.value, new.value, self.stats())
+            )
+        online = bool(self.idle) or self.checking > 0 or self.claimed > 0
+        if online is not self.online:
+            self._turn(online)
+        if new is CONNECTING or new is TERMINATED:
+            self.pump()
+
+    def _count_out(self, slot: Slot[C], old: SlotState) -> None:
+        if old is CONNECTING:
+            self.connecting -= 1
+            self._waiting_to_connect.pop(slot, None)
+        elif old is UNCLAIMED:
+            slot.place = self.idle.index(slot)
+            del self.idle[slot.place]
+        elif old is CLAIMED:
+            self.load -= 1
+            if not self.leaving:
+                self.engine.desk.claimed -= 1
+            self._improved()
+        else:
+            self.checking -= 1
+
+    def _count_in(self, slot: Slot[C], new: SlotState) -> None:
+        if new is CONNECTING:
+            self.connecting += 1
+        elif new is UNCLAIMED:
+            place = slot.place if slot.place >= 0 else len(self.idle)
+            self.idle.insert(min(place, len(self.idle)), slot)
+            self._improved()
+        elif new is CLAIMED:
+            self.load += 1
+            if not self.leaving:
+                self.engine.desk.claimed += 1
+        elif new is not TERMINATED:
+            self.checking += 1
+
+    def _improved(self) -> None:
+        if self.idle and self.load < self.level:
+            self.engine.desk.ranking.improve(self)
+
+    def _turn(self, online: bool) -> None:  # noqa: FBT001 - the new value of a fact
+        self.online = online
+        engine = self.engine
+        kind = events.SlotSetOnline if online else events.SlotSetOffline
+        if engine.observer is not None:
+            engine.emit(kind(engine.name, self.backend.name, bool(self.idle)))
+        if online:
+            engine.desk.ranking.back_online(self)
+        engine.turned(self)
+
+    # Connecting: whose turn it is, and how long to wait after failures.
+
+    def admit(self, slot: Slot[C]) -> bool:
+        """Say whether the slot may attempt to connect now; if not, it is woken when it may."""
+        if self.engine.tasks.closed:
+            return False
+        if self._room() > 0:
+            self._waiting_to_connect.pop(slot, None)
+            return True
+        self._waiting_to_connect[slot] = None
+        self._arm_backoff_timer()
+        return False
+
+    def _room(self) -> int:
+        """Say how many attempts may begin now: while the backend fails, one at a time probes it."""
+        if self.next_attempt > self.engine.loop.time():
+            return 0
+        if self.backoff.steps:
+            return 0 if self.attempting else 1
+        return MAX_ATTEMPTS_IN_FLIGHT - self.attempting
+
+    def pump(self) -> None:
+        """Wake as many of those that wait to connect as may begin now."""
+        if not self._waiting_to_connect or self.engine.tasks.closed:
+            return
+        room = self._room()
+        for slot in tuple(self._waiting_to_connect)[: max(room, 0)]:
+            slot.wake()
+        if room <= 0:
+            self._arm_backoff_timer()
+
+    def _arm_backoff_timer(self) -> None:
+        if self._backoff_timer is None and not self.leaving and self.next_attempt > self.engine.loop.time():
+            self._backoff_timer = self.engine.timers.at(self.next_attempt, self._backoff_over)
+
+    def _backoff_over(self) -> None:
+        self._backoff_timer = None
+        self.pump()
+
+    def _rearm_backoff_timer(self) -> None:
+        if self._backoff_timer is not None:
+            self._backoff_timer.cancel()
+            self._backoff_timer = None
+        self.pump()
+
+    def attempt_begins(self, slot: Slot[C]) -> int:
+        """Note that a connect() begins; give the round it belongs to."""
+        slot.attempting = True
+        self.attempting += 1
+        self.last_attempt = self.engine.loop.time()
+        self.observe(events.ConnectStart, slot)
+        return self.backoff.round
+
+    def attempt_ended(self, slot: Slot[C]) -> None:
+        """Note that a connect() is over, whatever way."""
+        slot.attempting = False
+        self.attempting -= 1
+        self.pump()
+
+    def attempt_given_up(self, slot: Slot[C]) -> None:
+        """Note that a connect() was interrupted by us: neither good nor bad."""
+        self.observe_failure(events.ConnectFailed, slot, "given up: the slot ends or the backend moved")
+
+    def attempt_succeeded(self, slot: Slot[C]) -> None:
+        """Start the backoff over and let the others that wait go on."""
+        self.backoff.succeeded()
+        self.last_attempt = self.engine.loop.time()
+        self._tried()
+        self.observe(events.ConnectDone, slot)
+        self._rearm_backoff_timer()
+
+    def attempt_failed(self, slot: Slot[C], began_in: int, error: BaseException) -> None:
+        """Count a failed connect() and leave the backend alone for a while."""
+        now = self.engine.loop.time()
+        self.last_attempt = now
+        self._failed(error)
+        self.backoff.failed(began_in, now, self.engine.backoff_cap())
+        self._tried()
+        self.observe_failure(events.ConnectFailed, slot, self.last_error_text or "")
+        self._rearm_backoff_timer()
+        self.engine.attempt_failed(self)
+
+    def _tried(self) -> None:
+        if self.untried:
+            self.untried = False
+            self.engine.first_attempt_ended(self)
+
+    def cap_backoff(self) -> None:
+        """Wait no longer than the cap for the next attempt, now that nothing in the pool is online."""
+        if self.engine.tasks.closed:
+            return
+        now = self.engine.loop.time()
+        shortened = self.backoff.shorten(now, OFFLINE_BACKOFF_CAP)
+        if self.acquire_backoff.shorten(now, OFFLINE_BACKOFF_CAP) or shortened:
+            self._rearm_backoff_timer()
+
+    # Checks: one at a time while others are idle, all together once one has failed.
+
+    def check_next(self) -> None:
+        """Begin the next check that is due, unless one is under way."""
+        if self._checking_slot is not None or self.engine.tasks.closed:
+            return
+        for slot in tuple(self.idle):
+            if slot.due and slot.state is UNCLAIMED:
+                slot.check()
+                if slot.state is CHECKING:
+                    self._checking_slot = slot
+                    return
+
+    def check_ended(self, slot: Slot[C]) -> None:
+        """Note that a check is over, whatever way."""
+        if self._checking_slot is slot:
+            self._checking_slot = None
+            if not self.leaving:
+                self.check_next()
+
+    def check_failed(self, slot: Slot[C], error: BaseException) -> None:
+        """Give the connection up and check the other idle ones at once, together."""
+        self._failed(error)
+        self.observe_failure(events.HealthCheckFailed, slot, self.last_error_text or "")
+        slot.move(CONNECTING)
+        for other in tuple(self.idle):
+            if other.state is UNCLAIMED:
+                other.check()
+
+    def recycle_failed(self, slot: Slot[C], error: BaseException, outcome: Outcome) -> None:
+        """Give the connection up. What an unclean claim left behind is no fault of the backend."""
+        if outcome is Outcome.CLEAN:
+            self._failed(error)
+        self.observe_failure(events.RecycleFailed, slot, describe(error))
+        slot.move(CONNECTING)
+
+    def found_closed(self, slot: Slot[C]) -> None:
+        """Replace an idle connection that is visibly dead, and any other idle one of this backend that is too."""
+        slot.renew()
+        for other in tuple(self.idle):
+            if other.state is UNCLAIMED and not self.engine.seems_open(other):
+                other.renew()
+
+    def acquire_failed(self, slot: Slot[C], error: BaseException) -> None:
+        """Give up a connection that on_acquire refused, and leave the backend alone for a while."""
+        now = self.engine.loop.time()
+        self._failed(error)
+        self.acquire_backoff.failed(slot.acquire_round, now, self.engine.backoff_cap())
+        slot.move(TERMINATED if self.leaving else CONNECTING)
+
+    def acquire_worked(self) -> None:
+        """Start the on_acquire backoff over."""
+        if self.acquire_backoff.steps:
+            self.acquire_backoff.succeeded()
+            self._rearm_backoff_timer()
+
+    # A backend that moved under the same name.
+
+    def readdress(self, backend: Backend) -> None:
+        """Take the backend's new values over; connections to an old address are replaced one at a time."""
+        old, self.backend = self.backend, backend
+        if (old.priority, old.weight) != (backend.priority, backend.weight):
+            self.engine.desk.rerank(self)
+        if (old.address, old.server_name) != (backend.address, backend.server_name):
+            self.backoff.succeeded()  # the failures were those of the old address
+            self.acquire_backoff.succeeded()
+            self._rearm_backoff_timer()
+            for slot in tuple(self.slots):
+                slot.redirect()
+            self.convert()
+
+    def convert(self) -> None:
+        """Replace the next idle connection to an old address, unless one is being replaced."""
+        under_way = self._converting
+        if self.leaving or (under_way is not None and under_way.state is CONNECTING):
+            return
+        self._converting = None
+        old = next((slot for slot in self.idle if slot.stale), None)
+        if old is None:
+            return
+        if self.engine.has_room(self):
+            self._converting = Slot(self, replaces=old)
+            self._start(self._converting)
+        else:
+            self._converting = old
+            old.renew()
+
+    def serve(self, slot: Slot[C]) -> None:
+        """Note that the slot has become idle: it may have an old slot to relieve, or a waiting claim to serve."""
+        replaced, slot.replaces = slot.replaces, None
+        if replaced is not None and replaced.state in (UNCLAIMED, CHECKING, RECYCLING):
+            replaced.retire()
+        if slot is self._converting:
+            self.convert()
+        self.engine.slot_idle()
+
+    # Failures.
+
+    def _failed(self, error: BaseException) -> None:
+        now = self.engine.loop.time()
+        self.last_error_text = describe(error)
+        self.last_error = ConnectError(f"{self.backend.name}: {self.last_error_text}", self.backend.name)
+        self.last_error.__cause__ = presentable(error)
+        self.last_error_time = now
+        self.failures.add(now)
+        self._weigh_failures()
+
+    def _weigh_failures(self) -> None:
+        """Let the failures of the last window count against the backend, and look again when one leaves it."""
+        penalty = min(self.failures.count(self.engine.loop.time()), MAX_PENALTY)
+        self.load += penalty - self._penalty
+        self._penalty = penalty
+        self._improved()
+        moment = self.failures.next_change()
+        if moment is not None and self._failure_timer is None and not self.leaving:
+            self._failure_timer = self.engine.timers.at(moment, self._failure_forgotten)
+
+    def _failure_forgotten(self) -> None:
+        self._failure_timer = None
+        self._weigh_failures()
+
+    def cancel_timers(self) -> None:
+        """Set aside retries and the failures' expiry."""
+        for timer in (self._backoff_timer, self._failure_timer):
+            if timer is not None:
+                timer.cancel()
+        self._backoff_timer = self._failure_timer = None
+
+    # What can be seen.
+
+    def observe(self, kind: type[events._SlotEvent], slot: Slot[C]) -> None:
+        """Tell the observer, if there is one."""
+        if self.engine.observer is not None:
+            self.engine.emit(kind(self.engine.name, slot.id, self.backend.name))
+
+    def observe_failure(self, kind: type[events._SlotFailure], slot: Slot[C], reason: str) -> None:
+        """Tell the observer and the log."""
+        logger.debug("%s: %s: %s", slot.name, kind.__name__, reason)
+        if self.engine.observer is not None:
+            self.engine.emit(kind(self.engine.name, slot.id, self.backend.name, reason))
+
+    def stats(self) -> BackendStats:
+        """Take a snapshot."""
+        return BackendStats(
+            backend=self.backend,
+            online=self.online,
+            connecting_slots=self.connecting,
+            unclaimed_slots=len(self.idle),
+            checking_slots=self.checking,
+            claimed_slots=self.claimed,
+            total_claims=self.total_claims,
+            failures=self.failures.count(self.engine.loop.time()),
+            last_error=self.last_error_text,
+        )

@@ -1,0 +1,299 @@
+"""Everything that runs by itself has an owner here: tasks, timers, and calls of user code that can be interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from qorb.errors import ConnectError, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from types import CodeType
+
+
+T = TypeVar("T")
+
+logger = logging.getLogger("qorb")
+
+REPEAT = 1.0
+"""Seconds after which something that does not listen is told to stop again."""
+_FOREVER = 1e9
+"""A timer further away than this many seconds is never set: event loops differ in what they can represent."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: what a call of user code ends in when its owner told it to stop
+    """A call of user code ended because its owner told it to."""
+
+
+class CallFailedError(Exception):
+    """A call of user code failed; `error` is what it raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        """Keep what user code raised."""
+        super().__init__(error)
+        self.error = error
+
+
+class Timer:
+    """One timer of a TimerOwner."""
+
+    __slots__ = ("_callback", "_handle", "_owner")
+
+    def __init__(self, owner: TimerOwner, callback: Callable[[], object]) -> None:
+        """Be counted by the owner until fired or cancelled."""
+        self._owner = owner
+        self._callback = callback
+        self._handle: asyncio.Handle | None = None
+
+    def cancel(self) -> None:
+        """Do not fire; a second call, or one after it fired, does nothing."""
+        self._owner.alive.pop(self, None)
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _fire(self) -> None:
+        self._handle = None
+        self._owner.alive.pop(self, None)
+        self._callback()
+
+
+class TimerOwner:
+    """Sets timers and knows which are alive. They run in an empty context, never in that of the caller."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Belong to one loop."""
+        self.loop = loop
+        self.alive: dict[Timer, None] = {}
+        self._context = Context()
+
+    def after(self, seconds: float, callback: Callable[[], object]) -> Timer | None:
+        """Call back after so many seconds; None, and never, when that is too far away to matter."""
+        return self.at(self.loop.time() + seconds, callback)
+
+    def at(self, moment: float, callback: Callable[[], object]) -> Timer | None:
+        """Call back at a moment of loop.time(); None, and never, when that is too far away to matter."""
+        if not moment - self.loop.time() < _FOREVER:
+            return None
+        timer = Timer(self, callback)
+        timer._handle = self.loop.call_at(moment, timer._fire, context=self._context)  # noqa: SLF001 - two halves of one thing
+        self.alive[timer] = None
+        return timer
+
+    def soon(self, callback: Callable[[], object]) -> Timer:
+        """Call back in the next turn of the loop."""
+        timer = Timer(self, callback)
+        timer._handle = self.loop.call_soon(timer._fire, context=self._context)  # noqa: SLF001 - as above
+        self.alive[timer] = None
+        return timer
+
+    def cancel_all(self) -> None:
+        """Cancel every timer that is alive."""
+        for timer in tuple(self.alive):
+            timer.cancel()
+
+
+class Call(Generic[T]):
+    """One call of user code, awaited in some task, that can be interrupted from outside without cancelling that task.
+
+    An interruption cancels what the call is waiting for, just as Task.cancel() would, and is repeated every second for
+    code that does not listen. Because the task itself is not cancelled, a cancellation of the task always comes from
+    somebody else, and always passes.
+    """
+
+    __slots__ = ("_expired", "_repeat", "_throw", "_timers", "_waits_for", "coroutine", "interrupted", "since")
+
+    def __init__(self, timers: TimerOwner, function: Callable[..., Awaitable[T]], *arguments: object) -> None:
+        """Prepare to await function(*arguments)."""
+        self.coroutine: Coroutine[Any, Any, T] = _enter(function, arguments)
+        self._timers = timers
+        self._waits_for: Any = None
+        self._throw = False
+        self._expired = False
+        self._repeat: Timer | None = None
+        self.interrupted = False
+        self.since = timers.loop.time()
+
+    async def within(self, seconds: float) -> T:
+        """Await the call, bounded by `seconds`.
+
+        Raises CallFailedError for whatever user code raised (TimeoutError when it was too slow, and a CancelledError that
+        nobody had asked for), Interrupted after interrupt(). KeyboardInterrupt, SystemExit and the cancellation of the
+        task pass.
+        """
+        loop = self._timers.loop
+        task = asyncio.current_task(loop)
+        cancelled_before = task.cancelling() if task is not None else 0
+        limit = self._timers.after(seconds, self._expire)
+        try:
+            return await self
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except asyncio.CancelledError:
+            if task is not None and task.cancelling() > cancelled_before:
+                raise
+            raise self._reason(seconds) from None
+        except Exception as error:
+            raise CallFailedError(error) from None
+        except BaseException as error:
+            loop.call_exception_handler({"message": "qorb: user code raised a BaseException", "exception": error})
+            raise CallFailedError(error) from None
+        finally:
+            if limit is not None:
+                limit.cancel()
+            if self._repeat is not None:
+                self._repeat.cancel()
+                self._repeat = None
+
+    def interrupt(self) -> None:
+        """Tell the call to end: what it waits for is cancelled now, and again every second until it has ended."""
+        self.interrupted = True
+        self._cancel()
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._cancel()
+
+    def _reason(self, seconds: float) -> Exception:
+        if self.interrupted:
+            return Interrupted()
+        if self._expired:
+            return CallFailedError(TimeoutError(f"not done within {seconds:g} s"))
+        return CallFailedError(ConnectError("it raised CancelledError, although nobody had cancelled it"))
+
+    def _cancel(self) -> None:
+        if self._repeat is not None:
+            self._repeat.cancel()
+        self._repeat = self._timers.after(REPEAT, self._cancel)
+        self._throw = not self._cancel_wait()
+
+    def _cancel_wait(self) -> bool:
+        cancel = getattr(self._waits_for, "cancel", None)
+        return cancel is not None and bool(cancel())
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Step the coroutine as a task would, and step in when the call is interrupted."""
+        step: Callable[[Any], Any] = self.coroutine.send
+        argument: Any = None
+        while True:
+            try:
+                self._waits_for = step(argument)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return] - a coroutine's return value
+            if self._throw and self._cancel_wait():  # interrupted while it ran
+                self._throw = False
+            try:
+                argument = yield self._waits_for
+                step = self.coroutine.send
+            except BaseException as error:  # passed on to the code that waits: that is what a task does
+                step, argument = self.coroutine.throw, error
+                self._throw = False
+            self._waits_for = None
+            if self._throw:
+                self._throw = False
+                step, argument = self.coroutine.throw, asyncio.CancelledError()
+
+
+async def _enter(function: Callable[..., Awaitable[T]], arguments: tuple[object, ...]) -> T:
+    return await function(*arguments)
+
+
+class Life(Protocol):
+    """What a TaskOwner runs."""
+
+    name: str
+    call: Call[Any] | None
+    """The call of user code that is under way."""
+
+    def live(self) -> Coroutine[Any, Any, None]:
+        """Run until told to stop."""
+        ...
+
+    def stop(self) -> None:
+        """Be told, synchronously, to end at once; may be told again."""
+        ...
+
+    def settle(self, task: asyncio.Task[None]) -> None:
+        """Be told that the task has ended, whatever way: give back what is still held."""
+        ...
+
+    def describe(self) -> str:
+        """Say what is under way."""
+        ...
+
+
+class TaskOwner:
+    """Starts tasks, holds on to them until they have ended, and tells them to stop."""
+
+    def __init__(self, timers: TimerOwner) -> None:
+        """Own nothing yet."""
+        self._timers = timers
+        self.tasks: dict[asyncio.Task[None], Life] = {}
+        self.closed = False
+        """No task can be started any more."""
+        self._context = Context()
+        self._repeat: Timer | None = None
+
+    def start(self, life: Life) -> None:
+        """Run a life in a task of its own: never eagerly, in an empty context."""
+        if self.closed:
+            raise RuntimeError(f"{life.name}: no task is started any more, the pool is ending")
+        # asyncio.Task itself, not loop.create_task(): a task factory might run the first step right here (eager tasks)
+        task = asyncio.Task(life.live(), loop=self._timers.loop, name=life.name, context=Context())
+        self.tasks[task] = life
+        task.add_done_callback(self._ended, context=self._context)
+
+    def stop_all(self) -> None:
+        """Start nothing more, and tell every task to stop, now and again every second."""
+        self.closed = True
+        if self._repeat is not None:
+            self._repeat.cancel()
+            self._repeat = None
+        for life in tuple(self.tasks.values()):
+            life.stop()
+        if self.tasks:
+            self._repeat = self._timers.after(REPEAT, self.stop_all)
+
+    def owns(self, task: asyncio.Task[Any] | None) -> Life | None:
+        """Give the life that runs in that task, if it is one of ours."""
+        return self.tasks.get(task) if task is not None else None
+
+    def destroy_all(self) -> None:
+        """End every task although its loop is closed, without a warning from asyncio."""
+        self.closed = True
+        for task, life in tuple(self.tasks.items()):
+            # Private, and only here: a task whose loop is closed can neither run nor be cancelled, and asyncio would
+            # complain about it on stderr although the pool has warned already.
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+            coroutine = task.get_coro()
+            try:
+                if coroutine is not None:
+                    coroutine.close()
+            except RuntimeError as error:  # user code that awaits while it is closed, or needs its loop
+                logger.debug("%s: %s", life.name, describe(error))
+            self.tasks.pop(task, None)
+            life.settle(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        life = self.tasks.pop(task, None)
+        if self._repeat is not None and not self.tasks:
+            self._repeat.cancel()
+            self._repeat = None
+        if life is not None:
+            life.settle(task)
+
+
+def where(coroutine: Any) -> str:  # noqa: ANN401 - coroutines, generators and awaitables of any kind
+    """Say where a suspended coroutine waits: function, file and line of its innermost frame."""
+    place = ""
+    for _ in range(100):
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+        if frame is None:
+            break
+        code: CodeType = frame.f_code
+        place = f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+    return place or "not started yet"

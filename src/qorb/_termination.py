@@ -1,0 +1,176 @@
+"""Termination: nothing begins any more, what is out may come back for a while, then everything stops and is waited for.
+
+It is driven by callbacks, not by a coroutine, so that nobody's cancellation can stop it half-way; whoever calls
+terminate() waits on a future of his own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from qorb import events
+from qorb._slot import CLAIMED, Slot
+from qorb._tasks import logger, where
+from qorb.errors import TerminationError
+from qorb.stats import PoolState
+
+if TYPE_CHECKING:
+    from qorb._engine import Engine
+    from qorb._tasks import Timer
+
+Held = Literal["revoke", "detach"]
+
+GRACEFUL_CLOSE = 0.025
+"""Seconds that graceful closes get when no claims are out."""
+WARN_EVERY = 5.0
+
+
+class Termination:
+    """How one pool ends."""
+
+    def __init__(self, engine: Engine[Any]) -> None:
+        """Nothing yet."""
+        self._engine = engine
+        self._held: Held = "revoke"
+        self._began = 0.0
+        self._stop_at = math.inf
+        self._stop_timer: Timer | None = None
+        self._stopped = False
+        self._callers: dict[asyncio.Future[bool], None] = {}
+
+    async def terminate(self, grace: float, held: Held, timeout: float | None) -> None:
+        """Begin, or join what has begun; return when nothing of the pool is running any more.
+
+        Raises TerminationError when `timeout` runs out. Cancelling the caller stops nothing but his waiting.
+        """
+        engine = self._engine
+        task = engine.check_place()
+        self.begin(grace, held)
+        own = engine.tasks.owns(task)
+        if own is not None:
+            own.stop()  # a task of the pool cannot wait for its own end
+        if engine.state is PoolState.TERMINATED:
+            return
+        future: asyncio.Future[bool] = engine.loop.create_future()
+        self._callers[future] = None
+        timer = None
+        if timeout is not None:
+            timer = engine.timers.after(timeout, lambda: None if future.done() else future.set_result(False))
+        try:
+            ended = await future
+        finally:
+            self._callers.pop(future, None)
+            if timer is not None:
+                timer.cancel()
+        if not ended and engine.state is not PoolState.TERMINATED:
+            raise TerminationError(f"pool {engine.name} has not ended within {timeout:g} s: {self._left()}", engine.ledger())
+
+    def begin(self, grace: float, held: Held) -> None:
+        """Let nothing begin any more, and fix when everything is to stop. A second call can only bring that forward."""
+        engine = self._engine
+        now = engine.loop.time()
+        if engine.state is PoolState.RUNNING:
+            self._held = held
+            self._began = now
+            if engine.observer is not None:
+                engine.emit(events.PoolTerminateStart(engine.name, str(engine.ledger())))
+            engine.halt()
+            self._retire_all()
+        if engine.state is PoolState.TERMINATED or self._stopped:
+            return
+        self._stop_by(now + (grace if engine.claims_out() else min(grace, GRACEFUL_CLOSE)))
+        self.look()
+
+    def _retire_all(self) -> None:
+        """Close idle connections gracefully, give up attempts and checks, stop the resolver."""
+        for life in tuple(self._engine.tasks.tasks.values()):
+            if isinstance(life, Slot):
+                life.retire()
+            else:
+                life.stop()
+
+    def claim_returned(self) -> None:
+        """Note that a claim came back: after the last one, only graceful closes are waited for."""
+        engine = self._engine
+        if not self._stopped and not engine.claims_out():
+            self._stop_by(engine.loop.time() + GRACEFUL_CLOSE)
+
+    def _stop_by(self, moment: float) -> None:
+        if moment >= self._stop_at:
+            return
+        self._stop_at = moment
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
+        if moment <= self._engine.loop.time():
+            self._stop()
+        else:
+            self._stop_timer = self._engine.timers.at(moment, self._stop)
+
+    def _stop(self) -> None:
+        """Tell everything to stop at once; claims that are still out are revoked or detached."""
+        engine = self._engine
+        self._stopped = True
+        self._stop_timer = None
+        if self._held == "detach":
+            acquiring = set(engine.desk.acquiring.values())
+            for life in tuple(engine.tasks.tasks.values()):
+                if isinstance(life, Slot) and life.state is CLAIMED and life not in acquiring:
+                    connection = life.connection
+                    life.detach()
+                    engine.forget(connection)
+        engine.tasks.stop_all()
+        engine.timers.after(WARN_EVERY, self._warn)
+        self.look()
+
+    def abort(self) -> None:
+        """End at once, without grace: for emergencies. Synchronous; needs no running loop."""
+        engine = self._engine
+        if engine.state is PoolState.TERMINATED:
+            return
+        if engine.loop.is_closed():
+            self._destroy()
+            return
+        if engine.state is PoolState.RUNNING:
+            engine.halt()
+        for life in tuple(engine.tasks.tasks.values()):
+            if isinstance(life, Slot):
+                life.emergency_exit()
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
+        self._stop()
+
+    def _destroy(self) -> None:
+        """End although the loop is closed: nothing can be waited for, but everything can be closed."""
+        engine = self._engine
+        engine.state = PoolState.TERMINATING
+        engine.desk.open = False
+        engine.desk.refresh()
+        engine.observer = None
+        engine.tasks.destroy_all()
+        engine.ended()
+
+    def look(self) -> None:
+        """End when nothing is left that runs."""
+        engine = self._engine
+        if engine.state is not PoolState.TERMINATING or engine.tasks.tasks or engine.desk.acquiring:
+            return
+        if engine.observer is not None:
+            engine.emit(events.PoolTerminateDone(engine.name, "nothing"))
+        engine.ended()
+        for future in tuple(self._callers):
+            if not future.done():
+                future.set_result(True)
+
+    def _warn(self) -> None:
+        if self._engine.state is PoolState.TERMINATING:
+            waited = self._engine.loop.time() - self._began
+            logger.warning("pool %s has not ended after %.1f s: %s", self._engine.name, waited, self._left())
+            self._engine.timers.after(WARN_EVERY, self._warn)
+
+    def _left(self) -> str:
+        engine = self._engine
+        left = [life.describe() for life in engine.tasks.tasks.values()]
+        left += [f"on_acquire of {slot.name} in {where(call.coroutine)}" for call, slot in engine.desk.acquiring.items()]
+        return "; ".join(left) or str(engine.ledger())

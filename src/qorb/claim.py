@@ -1,0 +1,230 @@
+"""ClaimRequest and Claim: what a user holds.
+
+The two hot paths stand here, written out: taking an idle connection when nobody waits, and giving a clean one back. They
+do what the desk and Slot.move() do in the same situation, and a test says that they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import warnings
+from asyncio import current_task
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import ref
+
+from qorb._desk import check_thread
+from qorb._slot import CLAIMED, UNCLAIMED
+from qorb.connector import Outcome
+from qorb.errors import ClaimReleasedError, ClaimRevokedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Generator
+    from types import FrameType
+
+    from qorb._desk import Desk
+    from qorb._slot import Slot
+    from qorb._slot_set import SlotSet
+    from qorb.backend import Backend
+    from qorb.pool import Pool
+
+C = TypeVar("C")
+
+
+class ClaimRequest(Generic[C]):
+    """A claim that is to be made: nothing happens until it is awaited or entered.
+
+    `async with pool.claim() as connection:` gives the connection itself and returns it at the end of the block;
+    `claim = await pool.claim()` gives a Claim, to be released by hand.
+
+    Raises NoBackendsError, NoBackendsOnlineError or AllClaimsUsedError when the timeout is over, QueueFullError,
+    PoolTerminatedError, PoolNotStartedError, WrongLoopError, PoolForkedError. Cancelling it, at any point, loses nothing.
+    """
+
+    # No __init__: Pool.claim() fills the attributes in, which takes half the time.
+    __slots__ = ("_pool", "_site", "_slot", "_timeout")
+
+    _pool: Pool[C]
+    _timeout: float | None
+    _slot: Slot[C] | None
+    _site: str | None
+
+    def __await__(self) -> Generator[Any, Any, Claim[C]]:
+        """Make the claim; it must be released."""
+        return self._claim().__await__()
+
+    def __aenter__(self) -> Awaitable[C]:
+        """Make the claim; it is released at the end of the block.
+
+        Not a coroutine function, for speed: a connection that is at hand comes in a future that is done already.
+        """
+        desk: Desk[C] | None = self._pool._desk  # noqa: SLF001 - a request is a part of its pool
+        if desk is not None and desk.quick and self._slot is None and get_ident() == desk.thread:
+            best = desk.ranking.best
+            task = current_task(desk.loop)
+            if best is not None and task is not None:
+                ring = best.low
+                slots: SlotSet[C] = ring.head  # type: ignore[assignment] - slot sets are what this ranking ranks
+                if slots is not None and slots.load == ring.level and slots.idle:
+                    slot = slots.idle[-1]
+                    if not desk.checks_closed or desk.engine.seems_open(slot):
+                        ring.head = slots.next
+                        slots.idle.pop()
+                        slot.state = CLAIMED
+                        slots.load += 1
+                        slots.total_claims += 1
+                        desk.claimed = claimed = desk.claimed + 1
+                        if claimed > desk.planned_for:
+                            desk.engine.replan()
+                        slot.holder = ref(task)
+                        slot.since = desk.clock()
+                        if desk.tracing:
+                            slot.site = self._site
+                            slot.warned = False
+                        self._slot = slot
+                        return slot.ready  # type: ignore[return-value] - a connected slot has one
+        return self._enter()
+
+    async def _enter(self) -> C:
+        slot = await self._take()
+        self._slot = slot
+        connection: C = slot.connection  # type: ignore[assignment] - a claimed slot has one
+        return connection
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Give the connection back. Never suspends."""
+        slot = self._slot
+        if slot is None:
+            return
+        self._slot = None
+        desk: Desk[C] = self._pool._desk  # type: ignore[assignment]  # noqa: SLF001 - as above; it is there: the claim was made
+        kind = exc[0]
+        if kind is None and desk.swift and not slot.odd:
+            if not desk.checks_closed or desk.engine.seems_open(slot):
+                slot.state = UNCLAIMED
+                slots = slot.owner
+                slots.idle.append(slot)
+                desk.claimed -= 1
+                slots.load = load = slots.load - 1
+                if load < slots.level:
+                    desk.ranking.improve(slots)
+                return
+        desk.release(slot, _outcome(kind))
+
+    async def _claim(self) -> Claim[C]:
+        slot = await self._take()
+        return Claim(self._pool, slot)
+
+    async def _take(self) -> Slot[C]:
+        if self._slot is not None:
+            raise RuntimeError("this claim request is in use; call pool.claim() for every claim")
+        desk = self._pool._running_desk()  # noqa: SLF001 - a request is a part of its pool
+        return await desk.claim(self._timeout, self._site)
+
+
+class Claim(Generic[C]):
+    """A claimed connection. Release it, or use it as a context manager: `with await pool.claim() as connection:`.
+
+    One that is dropped without release is returned with Outcome.LEAKED and a ResourceWarning.
+    """
+
+    __slots__ = ("__weakref__", "_backend", "_pool", "_slot")
+
+    def __init__(self, pool: Pool[C], slot: Slot[C]) -> None:
+        """Belong to a slot; pool.claim() makes claims."""
+        self._pool = pool
+        self._slot: Slot[C] | None = slot
+        self._backend = slot.backend
+
+    @property
+    def connection(self) -> C:
+        """The connection. Raises ClaimReleasedError after release, ClaimRevokedError after terminate() took it."""
+        slot = self._slot
+        if slot is None:
+            raise ClaimReleasedError("the claim was released; its connection may be somebody else's by now")
+        if slot.revoked or slot.connection is None:
+            raise ClaimRevokedError(f"the pool is ending and took back the connection to {self._backend.name}")
+        return slot.connection
+
+    @property
+    def backend(self) -> Backend:
+        """The backend that the connection goes to."""
+        return self._backend
+
+    def release(self, outcome: Outcome = Outcome.CLEAN) -> None:
+        """Give the connection back. Never suspends; a second call does nothing.
+
+        Raises WrongLoopError when called from another thread: nothing is given back then.
+        """
+        slot = self._slot
+        if slot is None:
+            return
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"outcome must be an Outcome, not {outcome!r}")
+        desk = self._desk_here()
+        self._slot = None
+        if desk is not None:
+            desk.release(slot, outcome)
+
+    def discard(self) -> None:
+        """Give the connection back as not to be used again: it is closed, and the slot connects anew. Never suspends."""
+        slot = self._slot
+        if slot is None:
+            return
+        desk = self._desk_here()
+        self._slot = None
+        if desk is not None:
+            desk.discard(slot)
+
+    def _desk_here(self) -> Desk[C] | None:
+        desk = self._pool._desk  # noqa: SLF001 - a claim is a part of its pool
+        if desk is None or desk.engine.forked:
+            return None  # the connection is the parent's
+        check_thread(desk)
+        return desk
+
+    def __enter__(self) -> C:
+        """Give the connection."""
+        return self.connection
+
+    def __exit__(self, *exc: object) -> None:
+        """Release, with the outcome of the block."""
+        self.release(_outcome(exc[0]))
+
+    def __del__(self) -> None:
+        """Give back what was forgotten."""
+        slot = getattr(self, "_slot", None)
+        if slot is None:
+            return
+        self._slot = None
+        desk = self._pool._desk  # noqa: SLF001 - a claim is a part of its pool
+        if desk is None or desk.engine.forked or desk.engine.loop.is_closed():
+            return
+        try:
+            # Garbage is collected anywhere: in another thread, or in the midst of a move.
+            desk.loop.call_soon_threadsafe(desk.release, slot, Outcome.LEAKED)
+        except RuntimeError:  # the loop was closed at this very moment
+            return
+        site = f", claimed at {slot.site}" if slot.site is not None else ""
+        warnings.warn(
+            f"unreleased claim on pool {desk.engine.name}, slot {slot.id} to {self._backend.name}{site}",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
+
+
+def _outcome(kind: object) -> Outcome:
+    if kind is None:
+        return Outcome.CLEAN
+    cancelled = isinstance(kind, type) and issubclass(kind, asyncio.CancelledError)
+    return Outcome.CANCELLED if cancelled else Outcome.ERROR
+
+
+def call_site() -> str:
+    """Say where the function that called our caller was: file, line, function."""
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the only way; only used when tracing
+    if frame is None:
+        return "?"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"

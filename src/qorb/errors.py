@@ -1,0 +1,165 @@
+"""What can go wrong, as a tree.
+
+    PoolError
+    ├── ClaimError                        a claim could not be served
+    │   ├── ClaimTimeoutError             (also a TimeoutError; never raised itself)
+    │   │   ├── NoBackendsError           the resolver knows no backend
+    │   │   ├── NoBackendsOnlineError     backends are known, none has a live connection
+    │   │   └── AllClaimsUsedError        backends are online, every connection is in use
+    │   └── QueueFullError                max_waiters reached
+    ├── PoolNotStartedError               claim() before start()
+    ├── PoolTerminatedError               claim() on a pool that is terminating or terminated
+    ├── TerminationError                  terminate(timeout=...) ran out; `ledger` says what is left
+    ├── ClaimReleasedError                Claim.connection after release
+    ├── ClaimRevokedError                 Claim.connection after terminate() took it
+    ├── WrongLoopError                    used from another event loop or thread
+    ├── PoolForkedError                   used in a child process
+    ├── ResolveError                      a cause: why no backends were found
+    └── ConnectError                      a cause: why a backend could not be connected to
+    PolicyError                           a ValueError that names the field
+
+No error carries a secret: texts of foreign exceptions pass through `masked`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qorb.stats import Ledger
+
+_MAX_TEXT = 500
+
+
+class PoolError(Exception):
+    """Base of everything that qorb raises, PolicyError excepted."""
+
+
+class ClaimError(PoolError):
+    """A claim could not be served."""
+
+
+class ClaimTimeoutError(ClaimError, TimeoutError):
+    """A claim was not served in time. Never raised itself: its subclasses say why."""
+
+
+class NoBackendsError(ClaimTimeoutError):
+    """The resolver knows no backend."""
+
+
+class NoBackendsOnlineError(ClaimTimeoutError):
+    """Backends are known, but none has a live connection; the text says why for each."""
+
+
+class AllClaimsUsedError(ClaimTimeoutError):
+    """Backends are online, but every connection is in use; the text says who holds them."""
+
+
+class QueueFullError(ClaimError):
+    """As many claims as Policy.max_waiters allows are waiting already."""
+
+
+class PoolTerminatedError(PoolError):
+    """The pool is terminating or terminated."""
+
+
+class PoolNotStartedError(PoolError):
+    """The pool has not been started; use `async with pool:` or `await pool.start()`."""
+
+
+class TerminationError(PoolError):
+    """terminate(timeout=...) ran out. `ledger` is what is left; another terminate() goes on waiting for it."""
+
+    def __init__(self, message: str, ledger: Ledger) -> None:
+        """Keep what is left beside the text."""
+        super().__init__(message)
+        self.ledger = ledger
+
+
+class ClaimReleasedError(PoolError):
+    """The claim was released; its connection is no longer yours."""
+
+
+class ClaimRevokedError(PoolError):
+    """The pool's termination took the connection back."""
+
+
+class WrongLoopError(PoolError):
+    """The pool was used from another event loop or another thread than the one it was started in."""
+
+
+class PoolForkedError(PoolError):
+    """The pool was used in a child process; a child must make a pool of its own."""
+
+
+class ResolveError(PoolError):
+    """Why a resolver could not say which backends there are. Carries the service, never a secret."""
+
+    def __init__(self, message: str, service: str | None = None) -> None:
+        """Keep the service's name beside the text."""
+        super().__init__(message)
+        self.service = service
+
+
+class ConnectError(PoolError):
+    """Why a backend could not be connected to or failed a check. Carries the backend's name, never a secret."""
+
+    def __init__(self, message: str, backend: str | None = None) -> None:
+        """Keep the backend's name beside the text."""
+        super().__init__(message)
+        self.backend = backend
+
+
+class PolicyError(ValueError):
+    """A policy's value is not usable. `field` names it."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        """Keep the field's name beside the text."""
+        super().__init__(message)
+        self.field = field
+
+
+_URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^/\s]*(@)")
+_NAMED_SECRET = re.compile(
+    r"""(?ix) \b (pass(?:word|wd|phrase)? | pwd | secret | token) (['"]? \s* [=:] \s*) ("[^"]*" | '[^']*' | [^\s,;&)\]}]+)"""
+)
+
+
+def masked(text: str) -> str:
+    """Hide passwords in URLs and the values of `password=` and its like; cut at 500 characters."""
+    text = _URL_PASSWORD.sub(r"\1***\2", text)
+    text = _NAMED_SECRET.sub(r"\1\2***", text)
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+def describe(error: BaseException) -> str:
+    """Say what an exception of user code says, class first, without secrets. Never raises an Exception."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a broken __str__ is user code too
+        text = "(its text cannot be had)"
+    kind = type(error).__name__
+    return masked(f"{kind}: {text}" if text else kind)
+
+
+def presentable(error: BaseException) -> BaseException:
+    """Give what may stand as the cause of one of our errors: the exception itself when nothing in it needs masking.
+
+    The traceback is dropped: its frames hold the connector's local variables, credentials among them, and would keep
+    them alive as long as the error is remembered.
+    """
+    if isinstance(error, Exception) and _harmless(error):
+        return error.with_traceback(None)
+    return ConnectError(describe(error))
+
+
+def _harmless(error: BaseException) -> bool:
+    if error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+        return False
+    kind = type(error).__name__
+    try:
+        text, shown = str(error), repr(error)
+    except Exception:  # noqa: BLE001 - a broken __str__ is user code too
+        return False
+    return masked(shown) == shown and describe(error) == (f"{kind}: {text}" if text else kind)

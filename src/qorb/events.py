@@ -1,0 +1,250 @@
+"""What happened, as values: an observer is called with one of these (the original's USDT probes, as Python objects).
+
+An observer is called synchronously, in the pool's event loop, at the moment when the thing happened; it must be quick
+and must not await. What it raises is reported once and harms nothing. Claim and slot ids are unique 64-bit integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qorb.stats import BackendStats
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class _ClaimEvent(Event):
+    claim_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class _SlotEvent(Event):
+    slot_id: int
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class _SlotFailure(_SlotEvent):
+    reason: str
+
+
+class ClaimStart(_ClaimEvent):
+    """claim-start: claim() was entered."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimDone(_ClaimEvent):
+    """claim-done: the caller has its connection, after `wait` seconds."""
+
+    slot_id: int
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimFailed(_ClaimEvent):
+    """claim-failed: the claim gave up, was refused or was cancelled."""
+
+    wait: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimAcquireFailed(_ClaimEvent):
+    """claim-acquire-failed: on_acquire failed or timed out; the claim goes on."""
+
+    slot_id: int
+    reason: str
+
+
+class PoolClaimStart(_ClaimEvent):
+    """pool-claim-start: an attempt to find a slot begins; repeats while the claim waits."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolClaimDone(_ClaimEvent):
+    """pool-claim-done: the attempt found a slot."""
+
+    slot_id: int
+
+
+class PoolClaimFailed(_ClaimEvent):
+    """pool-claim-failed: no slot is free at this moment."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSetClaimStart(_ClaimEvent):
+    """slot-set-claim-start: one backend is tried."""
+
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSetClaimDone(_ClaimEvent):
+    """slot-set-claim-done: that backend had a slot."""
+
+    backend: str
+    slot_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSetClaimFailed(_ClaimEvent):
+    """slot-set-claim-failed: that backend had none that was fit."""
+
+    backend: str
+    reason: str
+
+
+class ConnectStart(_SlotEvent):
+    """connect-start."""
+
+    __slots__ = ()
+
+
+class ConnectDone(_SlotEvent):
+    """connect-done."""
+
+    __slots__ = ()
+
+
+class ConnectFailed(_SlotFailure):
+    """connect-failed: the attempt failed or timed out."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSetOnline(Event):
+    """slot-set-online: the backend has a live connection now."""
+
+    backend: str
+    has_unclaimed_slots: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSetOffline(Event):
+    """slot-set-offline: the backend has no live connection any more."""
+
+    backend: str
+    has_unclaimed_slots: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStateChange(Event):
+    """slot-state-change: every transition, with the state names that travel on the wire; `stats` is after it."""
+
+    backend: str
+    slot_id: int
+    old: str
+    new: str
+    stats: BackendStats
+
+
+@dataclass(frozen=True, slots=True)
+class HandleClaimed(Event):
+    """handle-claimed: a slot was taken for a claim, before on_acquire."""
+
+    claim_id: int
+    slot_id: int
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandleReturned(Event):
+    """handle-returned: the slot is back."""
+
+    claim_id: int
+    slot_id: int
+    backend: str
+
+
+class HealthCheckStart(_SlotEvent):
+    """health-check-start."""
+
+    __slots__ = ()
+
+
+class HealthCheckDone(_SlotEvent):
+    """health-check-done."""
+
+    __slots__ = ()
+
+
+class HealthCheckFailed(_SlotFailure):
+    """health-check-failed: validate raised or timed out."""
+
+    __slots__ = ()
+
+
+class RecycleStart(_SlotEvent):
+    """recycle-start."""
+
+    __slots__ = ()
+
+
+class RecycleDone(_SlotEvent):
+    """recycle-done."""
+
+    __slots__ = ()
+
+
+class RecycleFailed(_SlotFailure):
+    """recycle-failed: on_recycle raised or timed out."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RebalanceStart(Event):
+    """rebalance-start: the plan is about to be carried out. Positive: slots to start, negative: slots to end."""
+
+    plan: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RebalanceDone(Event):
+    """rebalance-done: the plan has been carried out; connecting and closing go on."""
+
+    plan: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolverUpdated(Event):
+    """resolver-updated: names of the backends that came, went, or changed under the same name."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTerminateStart(Event):
+    """pool-terminate-start."""
+
+    left: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTerminateDone(Event):
+    """pool-terminate-done: nothing of the pool is running any more."""
+
+    left: str
+
+
+Observer = Callable[[Event], None]

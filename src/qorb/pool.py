@@ -1,0 +1,242 @@
+"""Pool: connections to a service, over all its backends.
+
+What runs behind it is in _engine.py; what a claim does is in claim.py and _desk.py; how it ends in _termination.py.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import warnings
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+
+from qorb._engine import Engine
+from qorb.claim import ClaimRequest, call_site
+from qorb.connector import Connector
+from qorb.errors import PoolError, PoolForkedError, PoolNotStartedError, PoolTerminatedError
+from qorb.policy import Policy
+from qorb.resolver import Resolver
+from qorb.stats import Ledger, PoolState, PoolStats
+
+if TYPE_CHECKING:
+    from qorb._desk import Desk
+    from qorb.events import Observer
+
+C = TypeVar("C")
+
+_new: Any = object.__new__
+_DEFAULT_POLICY = Policy()
+
+
+class Pool(Generic[C]):
+    """Connections to a service, over all its backends. Belongs to one event loop.
+
+    `async with Pool("orders", resolver, connector) as pool:` starts it and terminates it; claims are made with
+    `async with pool.claim() as connection:`. Creating a pool starts nothing and needs no loop.
+    """
+
+    __slots__ = ("__weakref__", "_connector", "_desk", "_engine", "_observer", "_resolver", "_rng", "_state", "name", "policy")
+
+    def __init__(
+        self,
+        name: str,
+        resolver: Resolver,
+        connector: Connector[C],
+        policy: Policy = _DEFAULT_POLICY,
+        *,
+        observer: Observer | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """Take what the pool is made of; start nothing.
+
+        `observer` is called with every event (qorb.events); `rng` is where all chance comes from. Raises TypeError for
+        an argument that is not what it should be.
+        """
+        self._engine: Engine[C] | None = None
+        self._desk: Desk[C] | None = None
+        self._state = PoolState.NEW
+        _check_type("name", name, str)
+        _check_type("resolver", resolver, Resolver)
+        _check_type("connector", connector, Connector)
+        _check_type("policy", policy, Policy)
+        if observer is not None and not callable(observer):
+            raise TypeError(f"observer must be callable, not {observer!r}")
+        self.name = name
+        self.policy = policy
+        self._resolver = resolver
+        self._connector = connector
+        self._observer = observer
+        self._rng = rng if rng is not None else random.Random()  # noqa: S311 - for jitter, not for secrets
+
+    def __repr__(self) -> str:
+        """Name the pool and its state; nothing that could be a secret."""
+        return f"<qorb.Pool {self.name!r} {self.state.value}>"
+
+    @property
+    def state(self) -> PoolState:
+        """Where the pool is in its life."""
+        return self._engine.state if self._engine is not None else self._state
+
+    async def start(self) -> None:
+        """Start: from now on the pool belongs to the running loop. Idempotent; does not wait for connections.
+
+        Raises PoolTerminatedError when the pool has been terminated.
+        """
+        engine = self._engine
+        if engine is not None:
+            engine.check_usable()
+            return
+        if self._state is not PoolState.NEW:
+            raise PoolTerminatedError(f"pool {self.name} is {self._state.value}; make a new one")
+        engine = Engine(self.name, self._resolver, self._connector, self.policy, self._observer, self._rng)
+        self._engine, self._desk = engine, engine.desk
+        engine.start()
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Terminate; an exception of the block stays the primary one."""
+        try:
+            await self.terminate()
+        except PoolError as error:
+            primary = exc[1]
+            if not isinstance(primary, BaseException):
+                raise
+            primary.add_note(f"and pool {self.name} could not be terminated: {error}")
+
+    async def ready(self, *, timeout: float | None = None) -> None:
+        """Wait until the spares that the policy wants are connected.
+
+        That is min(claimed + spares_wanted, max_slots, backends x max_slots_per_backend) connections. `timeout` in
+        seconds, Policy.claim_timeout by default. Raises NoBackendsError, NoBackendsOnlineError or AllClaimsUsedError when
+        they are not there in time, PoolTerminatedError when the pool ends meanwhile. Cancellation changes nothing.
+        """
+        _check_duration("timeout", timeout)
+        await self._running_desk().engine.ready(self.policy.claim_timeout if timeout is None else timeout)
+
+    def claim(self, *, timeout: float | None = None) -> ClaimRequest[C]:
+        """Ask for a connection: `async with pool.claim() as connection:` or `claim = await pool.claim()`.
+
+        `timeout` in seconds is for all of it: waiting, on_acquire, retries. None: Policy.claim_timeout; 0: only what is
+        at hand. Nothing happens until the request is awaited or entered; what can be raised then stands there. Raises
+        ValueError for a negative timeout or NaN.
+        """
+        if timeout is not None:
+            _check_duration("timeout", timeout)
+        request: ClaimRequest[C] = _new(ClaimRequest)
+        request._pool = self  # noqa: SLF001 - filled in here for speed, see ClaimRequest
+        request._timeout = timeout  # noqa: SLF001
+        request._slot = None  # noqa: SLF001
+        desk = self._desk
+        request._site = call_site() if desk is not None and desk.tracing else None  # noqa: SLF001
+        return request
+
+    async def terminate(
+        self,
+        *,
+        grace: float = 5.0,
+        held: Literal["revoke", "detach"] = "revoke",
+        timeout: float | None = None,
+    ) -> None:
+        """End the pool. When this returns, nothing of the pool is running any more.
+
+        New claims are refused and waiting ones failed at once. Claims that are out may come back for `grace` seconds; then
+        everything is stopped: "revoke" aborts the connections of claims that are still out, "detach" leaves them usable
+        until they are released. Raises TerminationError, with what is left, when `timeout` seconds are not enough;
+        calling again goes on waiting. Concurrent callers return together. Cancelling a caller does not stop the
+        termination. Idempotent. Called from a task of the pool itself it ends in CancelledError.
+        """
+        _check_duration("grace", grace)
+        _check_duration("timeout", timeout)
+        if held not in ("revoke", "detach"):
+            raise ValueError(f"held must be 'revoke' or 'detach', not {held!r}")
+        engine = self._engine
+        if engine is None:
+            self._state = PoolState.TERMINATED
+        elif engine.state is not PoolState.TERMINATED:
+            await engine.termination.terminate(grace, held, timeout)
+        elif engine.forked:
+            engine.check_place()
+
+    def abort(self) -> None:
+        """End the pool here and now, for emergencies: every connection is aborted, every task told to stop.
+
+        Synchronous and never waits; needs no running loop, not even an open one. What the tasks still have to do they do
+        as soon as the loop runs again. May be called from any thread.
+        """
+        engine = self._engine
+        if engine is None:
+            self._state = PoolState.TERMINATED
+        elif engine.forked:
+            engine.check_place()
+        elif threading.get_ident() != engine.desk.thread and engine.loop.is_running():
+            engine.loop.call_soon_threadsafe(engine.termination.abort)
+        else:
+            engine.termination.abort()
+
+    def stats(self) -> PoolStats:
+        """Take a snapshot of the numbers."""
+        engine = self._engine
+        if engine is None:
+            return PoolStats(self.name, self._state, 0, 0, MappingProxyType({}))
+        self._check_fork(engine)
+        return engine.stats()
+
+    def ledger(self) -> Ledger:
+        """List everything of the pool that is alive right now."""
+        engine = self._engine
+        if engine is None:
+            return Ledger((), 0, 0, 0, 0)
+        self._check_fork(engine)
+        return engine.ledger()
+
+    def _running_desk(self) -> Desk[C]:
+        """Give the desk, or raise why there is none. For claims."""
+        desk = self._desk
+        if desk is not None:
+            return desk
+        if self._state is PoolState.TERMINATED:
+            raise PoolTerminatedError(f"pool {self.name} is {self._state.value}")
+        raise PoolNotStartedError(f"pool {self.name} has not been started; use `async with pool:` or `await pool.start()`")
+
+    def _check_fork(self, engine: Engine[C]) -> None:
+        if engine.forked:
+            raise PoolForkedError(f"pool {self.name} belongs to the parent process; make a pool of your own in the child")
+
+    def __del__(self) -> None:
+        """End what was dropped without terminate(), and say so."""
+        engine = getattr(self, "_engine", None)
+        if engine is None or engine.forked or engine.state is not PoolState.RUNNING:
+            return
+        closed = engine.loop.is_closed()
+        if not closed:
+            try:
+                # Garbage is collected anywhere: in another thread, or in the midst of a move.
+                engine.loop.call_soon_threadsafe(engine.termination.abort)
+            except RuntimeError:  # the loop was closed at this very moment
+                closed = True
+        if closed:
+            engine.termination.abort()
+        warnings.warn(
+            f"unterminated pool {self.name}; use `async with` or `await pool.terminate()`",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
+
+
+def _check_type(what: str, value: object, wanted: type) -> None:
+    if not isinstance(value, wanted):
+        raise TypeError(f"{what} must be a {wanted.__name__}, not {value!r}")
+
+
+def _check_duration(what: str, seconds: float | None) -> None:
+    if seconds is None:
+        return
+    if not isinstance(seconds, int | float) or math.isnan(seconds) or seconds < 0:
+        raise ValueError(f"{what} must be a number of seconds, 0 or more, not {seconds!r}")
