@@ -22,6 +22,7 @@ TARGETS: Mapping[str, float] = {"idle": 0.52, "crowd-1000": 0.72}
 
 ALONE: Mapping[str, Callable[[Effort], list[Figure]]] = {
     "backends": alone.many_backends,
+    "planner": alone.planner,
     "memory": alone.memory,
     "idle-cpu": alone.idle_cpu,
     "waiters": alone.waiters,

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from sys import getsizeof
-from time import perf_counter, process_time
+from time import perf_counter, process_time, thread_time
 
 from benchmarks.fakes import BadConnector, NoOpConnector, backends
 from benchmarks.measure import by_turns, ratio, sample
-from qorb import Backend, ClaimTimeoutError, FixedResolver, Observer, Policy, Pool, PoolTerminatedError
+from qorb import Backend, ClaimTimeoutError, Observer, Policy, Pool, PoolTerminatedError
+from qorb._core.planner import Limits, grow, rebalance
+from qorb.resolvers import FixedResolver
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,8 @@ async def open_pool(
 
 def many_backends(effort: Effort) -> list[Figure]:
     """Measure one claim and release with 1,000 backends beside 3, over 1,000 slots in both cases."""
-    samples = by_turns(
-        {str(count): partial(_claim, count, 1_000, None, effort.claims) for count in (3, 1_000)}, effort.rounds
-    )
+    claims = max(effort.claims, 10_000)  # ten for each backend
+    samples = by_turns({str(count): partial(_claim, count, 1_000, None, claims) for count in (3, 1_000)}, effort.rounds)
     return [
         Figure("one claim with 3 backends, 1,000 slots", median(samples["3"]) * 1e6, "µs"),
         Figure("one claim with 1,000 backends, 1,000 slots", median(samples["1000"]) * 1e6, "µs"),
@@ -93,9 +94,9 @@ def claim_object(effort: Effort) -> list[Figure]:
 async def _claim(count: int, slots: int, observer: Observer | None, claims: int) -> float:
     async with open_pool(backends(count), slots, observer) as pool:
         await _claim_often(pool, max(claims // 10, slots))
-        started = perf_counter()
+        started = thread_time()
         await _claim_often(pool, claims)
-        return (perf_counter() - started) / claims
+        return (thread_time() - started) / claims
 
 
 async def _claim_often(pool: Pool[object], times: int) -> None:
@@ -106,15 +107,58 @@ async def _claim_often(pool: Pool[object], times: int) -> None:
 
 async def _claim_and_release(claims: int) -> float:
     async with open_pool(backends(3), 16) as pool:
-        started = perf_counter()
+        started = thread_time()
         for _ in range(claims):
             claim = await pool.claim()
             claim.release()
-        return (perf_counter() - started) / claims
+        return (thread_time() - started) / claims
 
 
 def _look_away(_event: object) -> None:
     pass
+
+
+@dataclass(slots=True)
+class Holdings:
+    """A backend as the planner sees it."""
+
+    connecting: int = 0
+    unclaimed: int = 0
+    checking: int = 0
+    claimed: int = 0
+    ending: int = 0
+    attempting: int = 0
+    online: bool = True
+    untried: bool = False
+    leaving: bool = False
+    next_attempt: float = 0.0
+    last_attempt: float = 0.0
+    since: float = 0.0
+
+
+PLANS: Mapping[str, Callable[[int], Holdings]] = {
+    "all to be started": lambda _: Holdings(online=False, untried=True),
+    "all idle": lambda _: Holdings(unclaimed=4),
+    "unevenly claimed": lambda n: Holdings(claimed=n % 5, unclaimed=4 - n % 5),
+    "half of the backends dead": lambda n: Holdings(unclaimed=4) if n % 2 else Holdings(connecting=1, online=False),
+}
+
+
+def planner(effort: Effort) -> list[Figure]:
+    """Plan 4,000 slots for 1,000 backends, in several situations."""
+    limits = Limits(spares_wanted=4_000, max_slots=4_000, max_slots_per_backend=16, max_connection_backoff=30.0)
+    figures = []
+    for situation, holdings in PLANS.items():
+        sets = [holdings(n) for n in range(1_000)]
+        seconds = [max(_plan(grow, sets, limits), _plan(rebalance, sets, limits)) for _ in range(effort.rounds)]
+        figures.append(Figure(f"planning 4,000 slots of 1,000 backends, {situation}", median(seconds) * 1e3, "ms", 2))
+    return figures
+
+
+def _plan(decide: Callable[..., object], sets: Sequence[Holdings], limits: Limits) -> float:
+    started = thread_time()
+    decide(sets, 0, limits, 100.0)
+    return thread_time() - started
 
 
 def memory(effort: Effort) -> list[Figure]:  # noqa: ARG001
@@ -173,12 +217,12 @@ async def _fail_waiters(count: int) -> tuple[float, float]:
         await asyncio.sleep(0)
         if pool.stats().waiting != count:
             raise AssertionError(f"{pool.stats().waiting} claims wait, not {count}")
-        started = perf_counter()
+        started = thread_time()
         end = asyncio.create_task(pool.terminate(grace=0))
         await asyncio.sleep(0)  # the first step of terminate() and nothing of what follows from it
-        failing = perf_counter() - started
+        failing = thread_time() - started
         await asyncio.wait(crowd)
-        told = perf_counter() - started
+        told = thread_time() - started
         await end
         del held
     return failing, told

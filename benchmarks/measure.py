@@ -1,4 +1,8 @@
-"""How anything here is measured: a fresh event loop for every sample, contestants by turns, medians."""
+"""How anything here is measured: a fresh event loop for every sample, contestants by turns, medians.
+
+What a claim costs is taken in processor time of the loop's thread, which other programs do not add to; nobody here uses
+other threads. What somebody waits for is taken on the clock.
+"""
 
 import asyncio
 import gc

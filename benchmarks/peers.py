@@ -55,7 +55,8 @@ class Peer:
 async def open_qorb(size: int) -> AsyncIterator[Borrow]:
     """Three backends that share the connections. The connector's hooks are all the defaults."""
     from benchmarks.fakes import NoOpConnector, backends
-    from qorb import FixedResolver, Policy, Pool
+    from qorb import Policy, Pool
+    from qorb.resolvers import FixedResolver
 
     policy = Policy(max_slots=size, max_slots_per_backend=size, spares_wanted=size)
     async with Pool("bench", FixedResolver(backends(3)), NoOpConnector(), policy) as pool:

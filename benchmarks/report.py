@@ -89,7 +89,9 @@ def _conditions(run: Run) -> str:
     versions = dict.fromkeys(f"{peer.distribution} {peer.version}" for peer in run.peers if peer.version)
     return (
         f"Measured on {_today()} with `{run.command}`: {_machine()}, {_python()}; {', '.join(versions)}.\n"
-        "One process, pools by turns, medians. Connections do nothing, so what is seen is the pools' own cost."
+        "One process, pools by turns, medians. Connections do nothing, so what is seen is the pools' own cost, in\n"
+        "processor time. The crowds hold a connection for one turn of the loop; that turn is in the figures, and the\n"
+        "bare deque tells what it costs. Places lost: how much later than its turn the most overtaken claim was served."
     )
 
 
@@ -110,7 +112,7 @@ def _waits(contests: Mapping[str, Sequence[Result]]) -> str:
     crowds = {
         name: results for name, results in contests.items() if any(result.waits is not None for result in results)
     }
-    header = ["ms of waiting: median / 99 % / longest", *(_title(name) for name in crowds)]
+    header = ["ms of waiting: median / 99 % / longest; places lost", *(_title(name) for name in crowds)]
     rows = [[peer, *(_wait(_of(results, peer)) for results in crowds.values())] for peer in _peers(crowds.values())]
     return _table(header, rows)
 
@@ -118,7 +120,9 @@ def _waits(contests: Mapping[str, Sequence[Result]]) -> str:
 def _wait(result: Result | None) -> str:
     if result is None or result.waits is None:
         return ""
-    return " / ".join(f"{seconds * 1e3:.2f}" for seconds in dataclasses.astuple(result.waits))
+    waits = result.waits
+    seconds = " / ".join(f"{wait * 1e3:.2f}" for wait in (waits.median, waits.p99, waits.longest))
+    return f"{seconds}; {waits.places_lost:,}"
 
 
 def _figures(figures: Iterable[Figure]) -> str:
