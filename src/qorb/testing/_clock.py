@@ -1,11 +1,15 @@
 """VirtualLoop: an event loop whose time is virtual and whose order is a function of a seed."""
 
+# What BaseEventLoop has, and its type stubs lack, is declared here and initialized there.
+# pyright: reportUninitializedInstanceVariable=false
+
 from __future__ import annotations
 
 import asyncio
 import heapq
 import itertools
 import math
+import operator
 import random
 import threading
 import weakref
@@ -53,7 +57,7 @@ class Watcher(Protocol):
 class _Timer(asyncio.TimerHandle):
     """A timer that knows its place among those due at the same time: the one made first runs first."""
 
-    __slots__ = ("_number",)
+    __slots__ = ("number",)
 
     def __init__(
         self,
@@ -64,12 +68,12 @@ class _Timer(asyncio.TimerHandle):
         context: contextvars.Context | None,
     ) -> None:
         super().__init__(when, callback, args, loop, context)
-        self._number = next(loop.timer_numbers)
+        self.number = next(loop.timer_numbers)
 
     def __lt__(self, other: object) -> bool:
         if not isinstance(other, _Timer):
             return NotImplemented
-        return (self.when(), self._number) < (other.when(), other._number)
+        return (self.when(), self.number) < (other.when(), other.number)
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -140,6 +144,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         ordered = [task for task in self._seen if task in pending]
         return ordered + sorted(pending.difference(ordered), key=lambda task: task.get_name())
 
+    def timer_since(self, number: int) -> asyncio.TimerHandle:
+        """Return the first timer that was made after that number was taken from `timer_numbers`, if it is still set."""
+        return min((one for one in self._scheduled if one.number > number), key=operator.attrgetter("number"))
+
     def take_lost_exceptions(self) -> None:
         """Report the exceptions that nobody has retrieved, as the garbage collector would do sooner or later."""
         for task in list(self._seen):
@@ -186,7 +194,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return timer
 
     def run_in_executor(
-        self, _executor: object, func: Callable[[Unpack[Ts]], object], *args: *Ts
+        self,
+        executor: object,  # noqa: ARG002 - threads are real, and this time is not
+        func: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
     ) -> asyncio.Future[Any]:
         """Call the function in the next turn on the loop's own thread, whatever the executor: threads are real."""
         self._check_closed()

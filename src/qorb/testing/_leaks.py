@@ -52,7 +52,7 @@ def _tasks(pool: Pool[Any]) -> Iterator[str]:
     loop = latest_loop()
     if loop is not None:
         named = [task for task in asyncio.all_tasks(loop) if _is_named_after(pool, task.get_name())]
-        yield from (f"- a task:\n{describe_task(task)}" for task in sorted(named, key=asyncio.Task.get_name))
+        yield from (f"- a task:\n{describe_task(task)}" for task in sorted(named, key=lambda task: task.get_name()))
 
 
 def _threads(pool: Pool[Any]) -> Iterator[str]:

@@ -104,7 +104,7 @@ def _forsake(loop: VirtualLoop) -> None:
     message = "tasks are still pending after the end of run():\n" + describe_tasks(pending)
     loop.call_exception_handler({"message": message})
     for task in pending:
-        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - it has been reported just now
+        setattr(task, "_log_destroy_pending", False)  # noqa: B010 - private; it has been reported just now
 
 
 def _describe_context(context: dict[str, Any]) -> str:

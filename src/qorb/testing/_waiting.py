@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import linecache
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
-    from types import FrameType
 
 _MAX_FUTURE_TEXT = 200
 
@@ -20,14 +20,18 @@ def describe_tasks(tasks: Iterable[asyncio.Task[Any]]) -> str:
 
 
 def describe_task(task: asyncio.Task[Any]) -> str:
-    """Give the task's name and the lines where it waits, the outermost first."""
-    lines = [f"  task {task.get_name()!r}"]
-    lines += [f"    {_describe_frame(frame)}" for frame in frames(task.get_coro())]
-    waiter = getattr(task, "_fut_waiter", None)
-    if waiter is not None:
-        text = repr(waiter)
-        lines.append("    for " + (text if len(text) <= _MAX_FUTURE_TEXT else text[:_MAX_FUTURE_TEXT] + "…"))
-    return "\n".join(lines)
+    """Give the task's name and the lines where it waits, the outermost first, and what for."""
+    text = describe_wait(task.get_name(), task.get_coro())
+    waits_for = getattr(task, "_fut_waiter", None)
+    if waits_for is None:
+        return text
+    future = repr(waits_for)
+    return f"{text}\n    for " + (future if len(future) <= _MAX_FUTURE_TEXT else future[:_MAX_FUTURE_TEXT] + "…")
+
+
+def describe_wait(task: str, awaited: object) -> str:
+    """Give the name of a task and the lines where a coroutine waits in it, the outermost first."""
+    return "\n".join([f"  task {task!r}", *(f"    {_describe_frame(frame)}" for frame in frames(awaited))])
 
 
 def frames(awaited: object) -> list[FrameType]:
@@ -37,36 +41,25 @@ def frames(awaited: object) -> list[FrameType]:
     while awaited is not None and id(awaited) not in seen:
         seen.add(id(awaited))
         frame = _first(awaited, "cr_frame", "gi_frame", "ag_frame")
-        if frame is not None:
+        if isinstance(frame, FrameType):
             found.append(frame)
-        awaited = _next(awaited)
+        awaited = _first(awaited, "cr_await", "gi_yieldfrom", "ag_await", "awaited") or _behind(awaited, frame)
     return found
 
 
-def _next(awaited: object) -> object:
-    for name in ("cr_await", "gi_yieldfrom", "ag_await", "awaited"):
-        inner: object = getattr(awaited, name, None)
-        if inner is not None:
-            return inner
-    if getattr(awaited, "gi_frame", None) is not None:
-        return _stepped_by_hand(awaited.gi_frame)  # type: ignore[attr-defined]
-    # What coroutine.__await__() returns shows nothing of the coroutine behind it but to the garbage collector.
-    behind = [one for one in gc.get_referents(awaited) if hasattr(one, "cr_await") or hasattr(one, "ag_await")]
-    return behind[0] if len(behind) == 1 else None
+def _first(awaited: object, *names: str) -> object:
+    return next((one for name in names if (one := getattr(awaited, name, None)) is not None), None)
 
 
-def _stepped_by_hand(frame: FrameType) -> object:
-    """Return the coroutine that an object's __await__() steps itself, as tasks do."""
-    stepped = getattr(frame.f_locals.get("self"), "coroutine", None)
-    return stepped if hasattr(stepped, "cr_await") else None
-
-
-def _first(awaited: object, *names: str) -> FrameType | None:
-    for name in names:
-        frame: FrameType | None = getattr(awaited, name, None)
-        if frame is not None:
-            return frame
-    return None
+def _behind(awaited: object, frame: object) -> object:
+    """Return what stands behind an awaitable that does not show what it awaits."""
+    if isinstance(frame, FrameType):
+        # The generator of an object that steps a coroutine itself, as tasks do.
+        stepped = getattr(frame.f_locals.get("self"), "coroutine", None)
+        return stepped if hasattr(stepped, "cr_await") else None
+    # What coroutine.__await__() returns shows the coroutine to nobody but the garbage collector.
+    coroutines = [one for one in gc.get_referents(awaited) if hasattr(one, "cr_await")]
+    return coroutines[0] if len(coroutines) == 1 else None
 
 
 def _describe_frame(frame: FrameType) -> str:
