@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, assert_type
 
 from qorb import (
@@ -102,6 +103,18 @@ def test_a_claim_has_the_type_of_the_connector_s_connections() -> None:
     run(main)
 
 
+def test_a_claim_can_be_left_to_an_exit_stack() -> None:
+    async def main() -> None:
+        async with make_pool() as pool, AsyncExitStack() as stack:
+            session = await stack.enter_async_context(pool.claim())
+            assert_type(session, Session)
+            other = stack.enter_context(await pool.claim())
+            assert_type(other, Session)
+            assert other is not session
+
+    run(main)
+
+
 def test_a_pool_tells_its_state_in_values() -> None:
     async def main() -> None:
         pool = make_pool()
@@ -117,7 +130,7 @@ def test_a_pool_tells_its_state_in_values() -> None:
         assert_type(pool.ledger(), Ledger)
         assert_type(pool.ledger().empty, bool)
         await pool.terminate(grace=1.0, held="detach", timeout=10.0)
-        assert_type(pool.abort(), None)  # type: ignore[func-returns-value]
+        pool.abort()
         assert_nothing_left(pool)
 
     run(main)
@@ -176,7 +189,7 @@ def test_the_fakes_are_typed() -> None:
             connector.invalidate()
             connector.heal()
 
-    assert_type(run(main), None)  # type: ignore[func-returns-value]
+    run(main)
 
 
 async def tcp_is_a_pair_of_streams(pool: Pool[TcpStream]) -> None:
@@ -200,15 +213,15 @@ def a_pool_of_something_special_is_a_pool_of_anything(pool: Pool[Session]) -> Po
 async def what_is_refused(pool: Pool[Session], claim: Claim[Session], connector: SessionConnector) -> None:
     Pool("p", ["127.0.0.1:1"], connector)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Pool("p", NamesResolver(), Session())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    Policy(3)  # type: ignore[misc]  # pyright: ignore[reportCallIssue]
+    Policy(3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Policy(max_slots="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Policy().max_slots = 3  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
-    pool.claim(1.0)  # type: ignore[misc]  # pyright: ignore[reportCallIssue]
+    pool.claim(1.0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     claim.release("clean")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await pool.terminate(held="keep")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     async with pool.claim() as session:
-        session.reader  # type: ignore[attr-defined]  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
-    with pool.claim():  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
+        session.reader = None  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    with pool.claim():  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
         pass
     claim.connection = session  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     Connector()  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
