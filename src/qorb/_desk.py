@@ -1,12 +1,11 @@
 """The desk: idle connections on one side, the waiting line on the other; this is where claims are served.
 
-What a claim needs when a connection is at hand, and a release when nothing is odd, is written out in claim.py for speed;
-`quick` and `swift` say when those short cuts may be taken. Everything here is the long way, which does the same.
+What a claim needs when a connection is at hand, and a release when nothing is odd, is written out in claim.py for
+speed; `quick` and `swift` say when those short cuts may be taken. Everything here is the long way, which does the same.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import math
 import threading
@@ -23,6 +22,8 @@ from qorb.connector import Outcome, overrides
 from qorb.errors import QueueFullError, WrongLoopError, describe, presentable
 
 if TYPE_CHECKING:
+    import asyncio
+
     from qorb._core.line import Place
     from qorb._engine import Engine
     from qorb._slot_set import SlotSet
@@ -83,7 +84,7 @@ class Desk(Generic[C]):
         self.clock = engine.loop.time
         self.tracing = engine.tracing
         self.line: Line[Attempt] = Line()
-        self.ranking = Ranking(engine.rng)
+        self.ranking: Ranking[SlotSet[C]] = Ranking(engine.rng)
         self.claimed = 0
         """Claims out, on backends that are not leaving."""
         self.planned_for: float = -1
@@ -190,8 +191,7 @@ class Desk(Generic[C]):
     def _choose(self, claim_id: int) -> Slot[C] | None:
         """Find the idle connection that is to be handed out next; dead ones are replaced on the way."""
         engine = self.engine
-        while (chosen := self.ranking.choose()) is not None:
-            slots: SlotSet[C] = chosen  # type: ignore[assignment] - slot sets are what this ranking ranks
+        while (slots := self.ranking.choose()) is not None:
             slot = slots.idle[-1]
             if engine.observer is not None:
                 engine.emit(events.SlotSetClaimStart(engine.name, claim_id, slots.backend.name))
@@ -253,8 +253,8 @@ class Desk(Generic[C]):
                 raise diagnose(self.engine).error(attempt)
             if self.line.waiting >= self.engine.policy.max_waiters:
                 raise QueueFullError(
-                    f"pool {self.engine.name}: {self.line.waiting} claims are waiting already, and max_waiters allows no "
-                    "more; either the backends are too slow or max_slots is too small for this load"
+                    f"pool {self.engine.name}: {self.line.waiting} claims are waiting already, and max_waiters allows "
+                    "no more; either the backends are too slow or max_slots is too small for this load"
                 )
             place = self.line.join(attempt, attempt.deadline, common=attempt.common)
         else:
@@ -496,6 +496,5 @@ def check_thread(desk: Desk[Any]) -> None:
     """Raise WrongLoopError when called from another thread than the pool's."""
     if threading.get_ident() != desk.thread:
         raise WrongLoopError(
-            f"pool {desk.engine.name} belongs to another thread; use its event loop's call_soon_threadsafe() to reach it"
+            f"pool {desk.engine.name} belongs to another thread; reach it by its event loop's call_soon_threadsafe()"
         )
-

@@ -1,7 +1,7 @@
-"""The engine: all that runs behind a Pool. Its tasks hold on to it and not to the Pool, so that a Pool that is dropped
-without terminate() is noticed and ended.
+"""The engine: all that runs behind a Pool.
 
-It owns the slot sets, keeps them in line with what the resolver says and the planner decides, and knows everything that
+Its tasks hold on to it and not to the Pool, so that a Pool that is dropped without terminate() is noticed and ended. It
+owns the slot sets, keeps them in line with what the resolver says and the planner decides, and knows everything that
 is alive.
 """
 
@@ -430,7 +430,7 @@ class Engine(Generic[C]):
         except Exception as error:  # noqa: BLE001 - user code
             if not self._observer_reported:
                 self._observer_reported = True
-                logger.error(  # noqa: TRY400 - the traceback may hold secrets
+                logger.error(
                     "pool %s: the observer raised, which is reported only once: %s", self.name, describe(error)
                 )
 
@@ -492,6 +492,11 @@ class Engine(Generic[C]):
             slots.cancel_timers()
         self.desk.close()
         self.release_ready()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left."""
+        return self.state is PoolState.TERMINATED
 
     def ended(self) -> None:
         """Be over."""

@@ -122,7 +122,7 @@ class Watch:
             read = tuple(backends)
             for backend in read:
                 if not isinstance(backend, Backend):
-                    raise TypeError(f"{backend!r} is no Backend")  # noqa: TRY301 - reported like whatever the iterable raises
+                    raise TypeError(f"{backend!r} is no Backend")
             check_names(read)
         except Exception as error:  # noqa: BLE001 - the iterable is user code
             self._report(f"published a set that cannot be used, and it was ignored: {describe(error)}", error)

@@ -1,8 +1,8 @@
 """The life of one slot: connect, idle, checked, claimed, recycled, closed.
 
-A slot runs in one task, and everything it does happens there, one thing at a time. Claims do not wake that task: handing
-an idle connection out and taking a clean one back are moves that the desk makes by itself. The task wakes for what takes
-time, and after every wait it looks at the slot's state, not at why the wait ended.
+A slot runs in one task, and everything it does happens there, one thing at a time. Claims do not wake that task:
+handing an idle connection out and taking a clean one back are moves that the desk makes by itself. The task wakes for
+what takes time, and after every wait it looks at the slot's state, not at why the wait ended.
 """
 
 from __future__ import annotations
@@ -361,6 +361,8 @@ class Slot(Generic[C]):
         """Close the outgoing connection: gracefully, or at once after stop()."""
         engine = self.owner.engine
         connection = self._outgoing
+        if connection is None:
+            return
         self._closing = True
         try:
             if not self._stopped:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from qorb import events
 from qorb._core.backoff import Backoff
 from qorb._core.failures import FailureWindow
-from qorb._core.ranking import MAX_PENALTY, UNRANKED
+from qorb._core.ranking import MAX_PENALTY, Ranked
 from qorb._slot import CHECKING, CLAIMED, CONNECTING, RECYCLING, TERMINATED, UNCLAIMED, Slot
 from qorb._tasks import logger
 from qorb.connector import Outcome
@@ -18,7 +18,6 @@ from qorb.stats import BackendStats
 if TYPE_CHECKING:
     import asyncio
 
-    from qorb._core.ranking import Lane, Ranked
     from qorb._core.states import SlotState
     from qorb._engine import Engine
     from qorb._tasks import Timer
@@ -32,7 +31,7 @@ OFFLINE_BACKOFF_CAP = 5.0
 """Seconds between attempts at the most while nothing in the pool is online."""
 
 
-class SlotSet(Generic[C]):
+class SlotSet(Ranked, Generic[C]):
     """The slots of one backend. Satisfies the planner's Holding and the ranking's Ranked."""
 
     __slots__ = (
@@ -50,27 +49,21 @@ class SlotSet(Generic[C]):
         "connecting",
         "engine",
         "failures",
-        "head_start",
         "idle",
-        "lane",
         "last_attempt",
         "last_error",
         "last_error_text",
         "last_error_time",
         "leaving",
-        "level",
-        "load",
-        "next",
         "online",
-        "previous",
         "since",
         "slots",
-        "total_claims",
         "untried",
     )
 
     def __init__(self, engine: Engine[C], backend: Backend) -> None:
         """Begin without slots."""
+        super().__init__()
         policy = engine.policy
         self.engine = engine
         self.backend = backend
@@ -81,8 +74,6 @@ class SlotSet(Generic[C]):
         self.connecting = 0
         self.checking = 0
         """Health check or recycling."""
-        self.load = 0
-        """Claims outstanding + recent failures, at most 8."""
         self._penalty = 0
         self.attempting = 0
         self.online = False
@@ -91,18 +82,12 @@ class SlotSet(Generic[C]):
         self.leaving = False
         self.since = engine.loop.time()
         self.last_attempt = -math.inf
-        self.total_claims = 0
         self.backoff = Backoff(*engine.backoff_limits)
         self.acquire_backoff = Backoff(*engine.backoff_limits)
         self.failures = FailureWindow(2 * policy.max_connection_backoff)
         self.last_error: BaseException | None = None
         self.last_error_text: str | None = None
         self.last_error_time = -math.inf
-        self.level = UNRANKED
-        self.lane: Lane | None = None
-        self.next: Ranked | None = None
-        self.previous: Ranked | None = None
-        self.head_start = 0.0
         self._waiting_to_connect: dict[Slot[C], None] = {}
         self._checking_slot: Slot[C] | None = None
         self._converting: Slot[C] | None = None
@@ -110,7 +95,12 @@ class SlotSet(Generic[C]):
         self._backoff_timer: Timer | None = None
         self._failure_timer: Timer | None = None
 
-    # What the planner reads.
+    # What the ranking and the planner read.
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether it has an idle connection."""
+        return bool(self.idle)
 
     @property
     def unclaimed(self) -> int:

@@ -120,9 +120,9 @@ class Call(Generic[T]):
     async def within(self, seconds: float) -> T:
         """Await the call, bounded by `seconds`.
 
-        Raises CallFailedError for whatever user code raised (TimeoutError when it was too slow, and a CancelledError that
-        nobody had asked for), Interrupted after interrupt(). KeyboardInterrupt, SystemExit and the cancellation of the
-        task pass.
+        Raises CallFailedError for whatever user code raised (TimeoutError when it was too slow, and a CancelledError
+        that nobody had asked for), Interrupted after interrupt(). KeyboardInterrupt, SystemExit and the cancellation of
+        the task pass.
         """
         loop = self._timers.loop
         task = asyncio.current_task(loop)
@@ -136,9 +136,9 @@ class Call(Generic[T]):
             if task is not None and task.cancelling() > cancelled_before:
                 raise
             raise self._reason(seconds) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - user code
             raise CallFailedError(error) from None
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - user code; what must pass has passed above
             loop.call_exception_handler({"message": "qorb: user code raised a BaseException", "exception": error})
             raise CallFailedError(error) from None
         finally:
@@ -182,13 +182,14 @@ class Call(Generic[T]):
             try:
                 self._waits_for = step(argument)
             except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return] - a coroutine's return value
+                result: T = stop.value
+                return result
             if self._throw and self._cancel_wait():  # interrupted while it ran
                 self._throw = False
             try:
                 argument = yield self._waits_for
                 step = self.coroutine.send
-            except BaseException as error:  # passed on to the code that waits: that is what a task does
+            except BaseException as error:  # noqa: BLE001 - passed on to the code that waits: that is what a task does
                 step, argument = self.coroutine.throw, error
                 self._throw = False
             self._waits_for = None

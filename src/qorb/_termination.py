@@ -6,7 +6,6 @@ terminate() waits on a future of his own.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,8 @@ from qorb.errors import TerminationError
 from qorb.stats import PoolState
 
 if TYPE_CHECKING:
+    import asyncio
+
     from qorb._engine import Engine
     from qorb._tasks import Timer
 
@@ -51,7 +52,7 @@ class Termination:
         own = engine.tasks.owns(task)
         if own is not None:
             own.stop()  # a task of the pool cannot wait for its own end
-        if engine.state is PoolState.TERMINATED:
+        if engine.over:
             return
         future: asyncio.Future[bool] = engine.loop.create_future()
         self._callers[future] = None
@@ -64,8 +65,10 @@ class Termination:
             self._callers.pop(future, None)
             if timer is not None:
                 timer.cancel()
-        if not ended and engine.state is not PoolState.TERMINATED:
-            raise TerminationError(f"pool {engine.name} has not ended within {timeout:g} s: {self._left()}", engine.ledger())
+        if not ended and not engine.over:
+            raise TerminationError(
+                f"pool {engine.name} has not ended within {timeout:g} s: {self._left()}", engine.ledger()
+            )
 
     def begin(self, grace: float, held: Held) -> None:
         """Let nothing begin any more, and fix when everything is to stop. A second call can only bring that forward."""
@@ -78,7 +81,7 @@ class Termination:
                 engine.emit(events.PoolTerminateStart(engine.name, str(engine.ledger())))
             engine.halt()
             self._retire_all()
-        if engine.state is PoolState.TERMINATED or self._stopped:
+        if self._stopped or engine.over:
             return
         self._stop_by(now + (grace if engine.claims_out() else min(grace, GRACEFUL_CLOSE)))
         self.look()
@@ -172,5 +175,7 @@ class Termination:
     def _left(self) -> str:
         engine = self._engine
         left = [life.describe() for life in engine.tasks.tasks.values()]
-        left += [f"on_acquire of {slot.name} in {where(call.coroutine)}" for call, slot in engine.desk.acquiring.items()]
+        left += [
+            f"on_acquire of {slot.name} in {where(call.coroutine)}" for call, slot in engine.desk.acquiring.items()
+        ]
         return "; ".join(left) or str(engine.ledger())

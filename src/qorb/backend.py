@@ -17,8 +17,8 @@ class Backend:
     """One place where a service runs. Identity is `name`; everything else may change under the same name.
 
     `host` is what is connected to (an IP address when DNS found it); `server_name` is what a TLS certificate must be
-    good for (None: `host`). `priority` and `weight` mean what they mean in an SRV record (RFC 2782): a lower priority is
-    tried first, the weight is the share among backends of equal priority.
+    good for (None: `host`). `priority` and `weight` mean what they mean in an SRV record (RFC 2782): a lower priority
+    is tried first, the weight is the share among backends of equal priority.
     """
 
     name: str
@@ -90,7 +90,7 @@ def _port(text: str, digits: str) -> int:
 
 
 def read_backends(backends: Iterable[str | tuple[str, int] | Backend]) -> tuple[Backend, ...]:
-    """Turn what a user may write for a set of backends into Backends. Raises ValueError, also for a name given twice."""
+    """Turn what a user may write for a set of backends into Backends. A name given twice is a ValueError too."""
     if isinstance(backends, str):
         raise ValueError(f"backends must be a list of addresses, not one text; write [{backends!r}]")  # noqa: TRY004 - one class of error for every unreadable address
     read = tuple(_read(one) for one in backends)

@@ -1,7 +1,7 @@
 """ClaimRequest and Claim: what a user holds.
 
-The two hot paths stand here, written out: taking an idle connection when nobody waits, and giving a clean one back. They
-do what the desk and Slot.move() do in the same situation, and a test says that they do.
+The two hot paths stand here, written out: taking an idle connection when nobody waits, and giving a clean one back.
+They do what the desk and Slot.move() do in the same situation, and a test says that they do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from qorb._desk import Desk
     from qorb._slot import Slot
-    from qorb._slot_set import SlotSet
     from qorb.backend import Backend
     from qorb.pool import Pool
 
@@ -39,7 +38,7 @@ class ClaimRequest(Generic[C]):
     `claim = await pool.claim()` gives a Claim, to be released by hand.
 
     Raises NoBackendsError, NoBackendsOnlineError or AllClaimsUsedError when the timeout is over, QueueFullError,
-    PoolTerminatedError, PoolNotStartedError, WrongLoopError, PoolForkedError. Cancelling it, at any point, loses nothing.
+    PoolTerminatedError, PoolNotStartedError, WrongLoopError, PoolForkedError. Cancelling it at any point loses nothing.
     """
 
     # No __init__: Pool.claim() fills the attributes in, which takes half the time.
@@ -65,7 +64,7 @@ class ClaimRequest(Generic[C]):
             task = current_task(desk.loop)
             if best is not None and task is not None:
                 ring = best.low
-                slots: SlotSet[C] = ring.head  # type: ignore[assignment] - slot sets are what this ranking ranks
+                slots = ring.head
                 if slots is not None and slots.load == ring.level and slots.idle:
                     slot = slots.idle[-1]
                     if not desk.checks_closed or desk.engine.seems_open(slot):
@@ -83,13 +82,13 @@ class ClaimRequest(Generic[C]):
                             slot.site = self._site
                             slot.warned = False
                         self._slot = slot
-                        return slot.ready  # type: ignore[return-value] - a connected slot has one
+                        return slot.ready  # type: ignore[return-value]  # a connected slot has one
         return self._enter()
 
     async def _enter(self) -> C:
         slot = await self._take()
         self._slot = slot
-        connection: C = slot.connection  # type: ignore[assignment] - a claimed slot has one
+        connection: C = slot.connection  # type: ignore[assignment]  # a claimed slot has one
         return connection
 
     async def __aexit__(self, *exc: object) -> None:
@@ -98,19 +97,18 @@ class ClaimRequest(Generic[C]):
         if slot is None:
             return
         self._slot = None
-        desk: Desk[C] = self._pool._desk  # type: ignore[assignment]  # noqa: SLF001 - as above; it is there: the claim was made
+        desk: Desk[C] = self._pool._desk  # type: ignore[assignment]  # noqa: SLF001 - the claim was made
         kind = exc[0]
-        if kind is None and desk.swift and not slot.odd:
-            if not desk.checks_closed or desk.engine.seems_open(slot):
-                slot.state = UNCLAIMED
-                slots = slot.owner
-                slots.idle.append(slot)
-                desk.claimed -= 1
-                slots.load = load = slots.load - 1
-                if load < slots.level:
-                    desk.ranking.improve(slots)
-                return
-        desk.release(slot, _outcome(kind))
+        if kind is None and desk.swift and not slot.odd and (not desk.checks_closed or desk.engine.seems_open(slot)):
+            slot.state = UNCLAIMED
+            slots = slot.owner
+            slots.idle.append(slot)
+            desk.claimed -= 1
+            slots.load = load = slots.load - 1
+            if load < slots.level:
+                desk.ranking.improve(slots)
+        else:
+            desk.release(slot, _outcome(kind))
 
     async def _claim(self) -> Claim[C]:
         slot = await self._take()
@@ -168,7 +166,7 @@ class Claim(Generic[C]):
             desk.release(slot, outcome)
 
     def discard(self) -> None:
-        """Give the connection back as not to be used again: it is closed, and the slot connects anew. Never suspends."""
+        """Give the connection back to be closed; the slot connects anew. Never suspends."""
         slot = self._slot
         if slot is None:
             return

@@ -40,10 +40,10 @@ class Connector(ABC, Generic[C]):
         Bounded by Policy.connect_timeout. A call that is cancelled must leave nothing open.
         """
 
-    async def validate(self, connection: C) -> None:  # noqa: B027 - "good" is a default, not a stub
+    async def validate(self, connection: C) -> None:
         """Raise when the connection is bad. Default: it is good. Bounded by Policy.health_check_timeout."""
 
-    async def on_acquire(self, connection: C) -> None:  # noqa: B027 - "nothing" is a default, not a stub
+    async def on_acquire(self, connection: C) -> None:
         """Prepare the connection for a claim, in the claimer's task and context. Default: nothing.
 
         Raise when it is not fit: it is closed then, and the claim goes on with another until its deadline. Bounded by
@@ -64,7 +64,7 @@ class Connector(ABC, Generic[C]):
         """End the connection gracefully. Default: abort(). Bounded by Policy.close_timeout, then abort() follows."""
         self.abort(connection)
 
-    def abort(self, connection: C) -> None:  # noqa: B027 - "nothing" is a default, not a stub
+    def abort(self, connection: C) -> None:
         """End the connection at once, without waiting and without an exception. Default: nothing."""
 
     def is_closed(self, connection: C) -> bool:  # noqa: ARG002 - for overriding

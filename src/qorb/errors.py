@@ -122,7 +122,8 @@ class PolicyError(ValueError):
 
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^/\s]*(@)")
 _NAMED_SECRET = re.compile(
-    r"""(?ix) \b (pass(?:word|wd|phrase)? | pwd | secret | token) (['"]? \s* [=:] \s*) ("[^"]*" | '[^']*' | [^\s,;&)\]}]+)"""
+    r"""(?ix) \b (pass(?:word|wd|phrase)? | pwd | secret | token) (['"]? \s* [=:] \s*)
+    ("[^"]*" | '[^']*' | [^\s,;&)\]}]+)"""
 )
 
 

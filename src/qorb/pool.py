@@ -37,7 +37,18 @@ class Pool(Generic[C]):
     `async with pool.claim() as connection:`. Creating a pool starts nothing and needs no loop.
     """
 
-    __slots__ = ("__weakref__", "_connector", "_desk", "_engine", "_observer", "_resolver", "_rng", "_state", "name", "policy")
+    __slots__ = (
+        "__weakref__",
+        "_connector",
+        "_desk",
+        "_engine",
+        "_observer",
+        "_resolver",
+        "_rng",
+        "_state",
+        "name",
+        "policy",
+    )
 
     def __init__(
         self,
@@ -68,7 +79,7 @@ class Pool(Generic[C]):
         self._resolver = resolver
         self._connector = connector
         self._observer = observer
-        self._rng = rng if rng is not None else random.Random()  # noqa: S311 - for jitter, not for secrets
+        self._rng = rng if rng is not None else random.Random()
 
     def __repr__(self) -> str:
         """Name the pool and its state; nothing that could be a secret."""
@@ -113,8 +124,8 @@ class Pool(Generic[C]):
         """Wait until the spares that the policy wants are connected.
 
         That is min(claimed + spares_wanted, max_slots, backends x max_slots_per_backend) connections. `timeout` in
-        seconds, Policy.claim_timeout by default. Raises NoBackendsError, NoBackendsOnlineError or AllClaimsUsedError when
-        they are not there in time, PoolTerminatedError when the pool ends meanwhile. Cancellation changes nothing.
+        seconds, Policy.claim_timeout by default. Raises NoBackendsError, NoBackendsOnlineError or AllClaimsUsedError
+        when they are not there in time, PoolTerminatedError when the pool ends meanwhile. Cancellation changes nothing.
         """
         _check_duration("timeout", timeout)
         await self._running_desk().engine.ready(self.policy.claim_timeout if timeout is None else timeout)
@@ -145,10 +156,10 @@ class Pool(Generic[C]):
     ) -> None:
         """End the pool. When this returns, nothing of the pool is running any more.
 
-        New claims are refused and waiting ones failed at once. Claims that are out may come back for `grace` seconds; then
-        everything is stopped: "revoke" aborts the connections of claims that are still out, "detach" leaves them usable
-        until they are released. Raises TerminationError, with what is left, when `timeout` seconds are not enough;
-        calling again goes on waiting. Concurrent callers return together. Cancelling a caller does not stop the
+        New claims are refused and waiting ones failed at once. Claims that are out may come back for `grace` seconds;
+        then everything is stopped: "revoke" aborts the connections of claims that are still out, "detach" leaves them
+        usable until they are released. Raises TerminationError, with what is left, when `timeout` seconds are not
+        enough; calling again goes on waiting. Concurrent callers return together. Cancelling a caller does not stop the
         termination. Idempotent. Called from a task of the pool itself it ends in CancelledError.
         """
         _check_duration("grace", grace)
@@ -166,8 +177,8 @@ class Pool(Generic[C]):
     def abort(self) -> None:
         """End the pool here and now, for emergencies: every connection is aborted, every task told to stop.
 
-        Synchronous and never waits; needs no running loop, not even an open one. What the tasks still have to do they do
-        as soon as the loop runs again. May be called from any thread.
+        Synchronous and never waits; needs no running loop, not even an open one. What the tasks still have to do
+        they do as soon as the loop runs again. May be called from any thread.
         """
         engine = self._engine
         if engine is None:
@@ -202,11 +213,15 @@ class Pool(Generic[C]):
             return desk
         if self._state is PoolState.TERMINATED:
             raise PoolTerminatedError(f"pool {self.name} is {self._state.value}")
-        raise PoolNotStartedError(f"pool {self.name} has not been started; use `async with pool:` or `await pool.start()`")
+        raise PoolNotStartedError(
+            f"pool {self.name} has not been started; use `async with pool:` or `await pool.start()`"
+        )
 
     def _check_fork(self, engine: Engine[C]) -> None:
         if engine.forked:
-            raise PoolForkedError(f"pool {self.name} belongs to the parent process; make a pool of your own in the child")
+            raise PoolForkedError(
+                f"pool {self.name} belongs to the parent process; make a pool of your own in the child"
+            )
 
     def __del__(self) -> None:
         """End what was dropped without terminate(), and say so."""

@@ -65,7 +65,7 @@ class Monitor:
 
     def _start(self) -> None:
         if self._tasks is not None and self._timers is not None:
-            backoff = Backoff(*_RETRY, random.Random())  # noqa: S311 - for jitter, not for secrets
+            backoff = Backoff(*_RETRY, random.Random())
             name = f"qorb monitor of {type(self._resolver).__name__}"
             self._tasks.start(Watch(name, self._resolver, self, self._timers, backoff))
 
@@ -86,7 +86,9 @@ class Monitor:
         """
         known = self._backends
         if self._tasks is None and not self._ended:
-            raise PoolNotStartedError("the monitor has not been started; use `async with resolver.monitor() as monitor:`")
+            raise PoolNotStartedError(
+                "the monitor has not been started; use `async with resolver.monitor() as monitor:`"
+            )
         while not self._ended:
             if self._backends != known:
                 return self._backends
@@ -99,7 +101,7 @@ class Monitor:
         raise PoolTerminatedError("the monitor was terminated")
 
     async def terminate(self) -> None:
-        """End the resolver: when this returns, nothing of it is running any more. Idempotent; as with Pool.terminate()."""
+        """End the resolver: when this returns, nothing of it is running any more. Idempotent."""
         self._ended = True
         _wake(self._waiting)
         if self._tasks is None:

@@ -2,23 +2,22 @@
 
 The score of a backend is (claims outstanding + recent failures, at most 8) / weight, the lowest first; `load` is what
 stands above the weight. Backends of one priority form a class, those of one weight within it a lane, those of one load
-within that a ring: a circular list that is turned by one whenever its head is taken, so that backends of equal score are
-served in turn. Taking from the only lane of the best class therefore costs a comparison and the turn.
+within that a ring: a circular list that is turned by one whenever its head is taken, so that backends of equal score
+are served in turn. Taking from the only lane of the best class therefore costs a comparison and the turn.
 
-Loads that grow are noticed lazily, when a backend comes to the head of its ring; loads that shrink move their backend at
-once (`improve`). A backend stands in a ring only while it has an idle connection, which is also noticed lazily. Between
-lanes a heap decides: by score, then by claims served / weight, where a backend that was away does not catch up on what
-it missed. So choosing is O(1) amortised in the common case and O(log lanes) otherwise.
+Loads that grow are noticed lazily, when a backend comes to the head of its ring; loads that shrink move their backend
+at once (`improve`). A backend stands in a ring only while it has an idle connection, which is also noticed lazily.
+Between lanes a heap decides: by score, then by claims served / weight, where a backend that was away does not catch up
+on what it missed. So choosing is O(1) amortised in the common case and O(log lanes) otherwise.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sized
     from random import Random
 
 MAX_PENALTY = 8
@@ -28,24 +27,35 @@ UNRANKED = 1 << 60
 _LEAST_WEIGHT = 0.1
 
 
-class Ranked(Protocol):
-    """What is ranked: a backend's slot set. The last five attributes belong to the ranking."""
+class Ranked:
+    """What is ranked: a backend's slot set. All but `load` and `total_claims` is the ranking's own."""
 
-    idle: Sized
-    """Its idle connections."""
-    load: int
-    """Claims outstanding + recent failures, at most MAX_PENALTY."""
-    total_claims: int
-    level: int
-    """The load under which it stands in a ring; UNRANKED when in none."""
-    lane: Lane | None
-    next: Ranked | None
-    previous: Ranked | None
-    head_start: float
-    """Claims it is taken to have had before it joined, so that it does not catch up on what it missed."""
+    __slots__ = ("head_start", "lane", "level", "load", "next", "previous", "total_claims")
+
+    def __init__(self) -> None:
+        """Stand nowhere yet."""
+        self.load = 0
+        """Claims outstanding + recent failures, at most MAX_PENALTY."""
+        self.total_claims = 0
+        self.level = UNRANKED
+        """The load under which it stands in a ring; UNRANKED when in none."""
+        self.lane: Lane[Any] | None = None
+        self.next: Any = None
+        """The neighbours in the ring are of the same class as this."""
+        self.previous: Any = None
+        self.head_start = 0.0
+        """Claims it is taken to have had before it joined, so that it does not catch up on what it missed."""
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether it has an idle connection."""
+        raise NotImplementedError
 
 
-class Ring:
+R = TypeVar("R", bound=Ranked)
+
+
+class Ring(Generic[R]):
     """Backends of one load, in the order in which they are to be served."""
 
     __slots__ = ("head", "level")
@@ -53,26 +63,26 @@ class Ring:
     def __init__(self, level: int) -> None:
         """Begin empty."""
         self.level = level
-        self.head: Ranked | None = None
+        self.head: R | None = None
 
 
-class Lane:
+class Lane(Generic[R]):
     """Backends of one priority and one weight."""
 
     __slots__ = ("key", "low", "owner", "rings", "version", "weight")
 
-    def __init__(self, owner: PriorityClass, weight: float) -> None:
+    def __init__(self, owner: PriorityClass[R], weight: float) -> None:
         """Begin empty."""
         self.owner = owner
         self.weight = weight
-        self.rings: list[Ring] = [Ring(0)]
+        self.rings: list[Ring[R]] = [Ring(0)]
         self.low = self.rings[0]
         """The lowest ring that may have a member."""
         self.version = 0
         """Counts the entries of the class's heap: only the newest counts."""
 
-    def first(self) -> Ranked | None:
-        """Give the backend to be served next, its load and idle connections looked at afresh; None when there is none."""
+    def first(self) -> R | None:
+        """Give the backend to be served next, looked at afresh; None when there is none."""
         while True:
             ring = self.low
             ranked = ring.head
@@ -80,7 +90,7 @@ class Lane:
                 if ring.level + 1 >= len(self.rings):
                     return None
                 self.low = self.rings[ring.level + 1]
-            elif not ranked.idle:
+            elif not ranked.has_idle:
                 self._unlink(ranked)
             elif ranked.load != ring.level:
                 self._unlink(ranked)
@@ -88,7 +98,7 @@ class Lane:
             else:
                 return ranked
 
-    def put(self, ranked: Ranked) -> None:
+    def put(self, ranked: R) -> None:
         """Stand at the end of the ring of the backend's load."""
         load = ranked.load
         rings = self.rings
@@ -102,36 +112,36 @@ class Lane:
         else:
             last = head.previous
             ranked.previous, ranked.next = last, head
-            last.next = head.previous = ranked  # type: ignore[union-attr] - members of a ring always have neighbours
+            last.next = head.previous = ranked
         if load < self.low.level:
             self.low = ring
 
-    def drop(self, ranked: Ranked) -> None:
+    def drop(self, ranked: R) -> None:
         """Stand in no ring any more."""
         if ranked.level != UNRANKED:
             self._unlink(ranked)
 
-    def score(self, ranked: Ranked) -> tuple[float, float]:
+    def score(self, ranked: R) -> tuple[float, float]:
         """Give what is compared between lanes: the score, then the claims served, both by weight."""
         return ranked.load / self.weight, self.served(ranked)
 
-    def served(self, ranked: Ranked) -> float:
+    def served(self, ranked: R) -> float:
         """Give the claims served, by weight, as if the backend had always been there."""
         return (ranked.total_claims + ranked.head_start) / self.weight
 
-    def _unlink(self, ranked: Ranked) -> None:
+    def _unlink(self, ranked: R) -> None:
         ring = self.rings[ranked.level]
         if ranked.next is ranked:
             ring.head = None
         else:
-            ranked.previous.next, ranked.next.previous = ranked.next, ranked.previous  # type: ignore[union-attr] - as above
+            ranked.previous.next, ranked.next.previous = ranked.next, ranked.previous
             if ring.head is ranked:
                 ring.head = ranked.next
         ranked.next = ranked.previous = None
         ranked.level = UNRANKED
 
 
-class PriorityClass:
+class PriorityClass(Generic[R]):
     """Backends of one priority."""
 
     __slots__ = ("_heap", "_serial", "lanes", "members", "priority", "served", "untried")
@@ -139,29 +149,29 @@ class PriorityClass:
     def __init__(self, priority: int) -> None:
         """Begin empty."""
         self.priority = priority
-        self.lanes: dict[float, Lane] = {}
+        self.lanes: dict[float, Lane[R]] = {}
         self.members = 0
         self.untried = 0
         """Backends in a first attempt that has not failed yet: while there are any, worse classes wait."""
         self.served = 0.0
         """The claims served / weight of the backend that was chosen last."""
-        self._heap: list[tuple[tuple[float, float], int, int, Lane]] = []
+        self._heap: list[tuple[tuple[float, float], int, int, Lane[R]]] = []
         self._serial = 0
 
-    def __lt__(self, other: PriorityClass) -> bool:
+    def __lt__(self, other: PriorityClass[R]) -> bool:
         """Sort by priority."""
         return self.priority < other.priority
 
-    def lane(self, weight: float) -> Lane:
+    def lane(self, weight: float) -> Lane[R]:
         """Give the lane of that weight."""
         lane = self.lanes.get(weight)
         if lane is None:
-            lane = self.lanes[weight] = Lane(self, weight)
+            lane = self.lanes[weight] = Lane[R](self, weight)
             for other in self.lanes.values():  # from now on (or still) the heap decides between them
                 self.offer(other)
         return lane
 
-    def first(self) -> Ranked | None:
+    def first(self) -> R | None:
         """Give the backend to be served next; None when none has an idle connection."""
         if len(self.lanes) == 1:
             return next(iter(self.lanes.values())).first()
@@ -181,7 +191,7 @@ class PriorityClass:
             heapreplace(heap, self._entry(lane, now))
         return None
 
-    def offer(self, lane: Lane) -> None:
+    def offer(self, lane: Lane[R]) -> None:
         """Put the lane's present score on the heap; needed whenever it may have become better."""
         if len(self.lanes) == 1:
             return
@@ -194,13 +204,13 @@ class PriorityClass:
             heapify(heap)
         heappush(heap, self._entry(lane, lane.score(ranked)))
 
-    def _entry(self, lane: Lane, key: tuple[float, float]) -> tuple[tuple[float, float], int, int, Lane]:
+    def _entry(self, lane: Lane[R], key: tuple[float, float]) -> tuple[tuple[float, float], int, int, Lane[R]]:
         self._serial += 1
         lane.version = self._serial
         return key, self._serial, lane.version, lane
 
 
-class Ranking:
+class Ranking(Generic[R]):
     """All backends, by priority, score, and turn."""
 
     __slots__ = ("_rng", "best", "classes")
@@ -208,11 +218,11 @@ class Ranking:
     def __init__(self, rng: Random) -> None:
         """Begin empty. `rng` decides the order in which equal backends are first served."""
         self._rng = rng
-        self.classes: list[PriorityClass] = []
-        self.best: Lane | None = None
+        self.classes: list[PriorityClass[R]] = []
+        self.best: Lane[R] | None = None
         """The only lane of the best class: whoever is at the head of its lowest ring may be taken without more ado."""
 
-    def add(self, ranked: Ranked, priority: int, weight: int) -> None:
+    def add(self, ranked: R, priority: int, weight: int) -> None:
         """Let a backend take part."""
         group = self._class(priority)
         group.members += 1
@@ -221,10 +231,10 @@ class Ranking:
         ranked.level = UNRANKED
         ranked.head_start = group.served * lane.weight - ranked.total_claims
         self._find_best()
-        if ranked.idle:
+        if ranked.has_idle:
             self.improve(ranked)
 
-    def remove(self, ranked: Ranked) -> None:
+    def remove(self, ranked: R) -> None:
         """Let a backend take part no more."""
         lane = ranked.lane
         if lane is None:
@@ -237,7 +247,7 @@ class Ranking:
             self.classes.remove(group)
         self._find_best()
 
-    def improve(self, ranked: Ranked) -> None:
+    def improve(self, ranked: R) -> None:
         """Note that the backend's load has shrunk, or that it has an idle connection again."""
         lane = ranked.lane
         if lane is None:
@@ -249,14 +259,14 @@ class Ranking:
         if was_away and ranked.next is not ranked and not ranked.total_claims and self._rng.random() < 0.5:  # noqa: PLR2004 - a coin
             self._to_the_front(ranked)
 
-    def back_online(self, ranked: Ranked) -> None:
+    def back_online(self, ranked: R) -> None:
         """Note that the backend was offline: what it missed it does not catch up on."""
         lane = ranked.lane
         if lane is not None:
             missed = lane.owner.served * lane.weight - ranked.total_claims
             ranked.head_start = max(ranked.head_start, missed)
 
-    def choose(self) -> Ranked | None:
+    def choose(self) -> R | None:
         """Give the backend that is to serve the next claim and turn its ring; None when none may.
 
         The caller takes one of its idle connections, adds 1 to its load, and counts the claim when it is served.
@@ -270,7 +280,7 @@ class Ranking:
                 return None
         return None
 
-    def take(self, ranked: Ranked) -> None:
+    def take(self, ranked: R) -> None:
         """Turn the ring that `ranked` heads."""
         lane = ranked.lane
         if lane is None or ranked.level == UNRANKED:
@@ -282,8 +292,11 @@ class Ranking:
         if len(group.lanes) > 1:
             group.served = max(group.served, lane.served(ranked))
 
-    def admits(self, ranked: Ranked) -> bool:
-        """Say whether the backend's class may serve now: no better one is still in a first attempt or has an idle connection."""
+    def admits(self, ranked: R) -> bool:
+        """Say whether the backend's class may serve now.
+
+        It may not while a better one has an idle connection or is in a first attempt that has not failed yet.
+        """
         lane = ranked.lane
         if lane is None:
             return False
@@ -294,16 +307,16 @@ class Ranking:
                 return False
         return True
 
-    def _to_the_front(self, ranked: Ranked) -> None:
+    def _to_the_front(self, ranked: R) -> None:
         lane = ranked.lane
         if lane is not None:
             lane.rings[ranked.level].head = ranked
 
-    def _class(self, priority: int) -> PriorityClass:
+    def _class(self, priority: int) -> PriorityClass[R]:
         for group in self.classes:
             if group.priority == priority:
                 return group
-        group = PriorityClass(priority)
+        group = PriorityClass[R](priority)
         insort(self.classes, group)
         return group
 
