@@ -199,8 +199,12 @@ class TcpConnector(Connector[TcpStream]):
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=_STREAM_LIMIT, loop=loop)
         protocol = _Protocol(reader, loop)
-        name = None if self._ssl is None else _server_name(backend)
+        name: str | None = None
         try:
+            if self._ssl is not None:
+                name = _server_name(backend)
+                if not name or "\0" in name:  # asyncio would check no name at all; nor can it take a null character
+                    raise ValueError("that is no name to check a certificate for")
             transport, _ = await loop.create_connection(
                 lambda: protocol, sock=sock, ssl=self._ssl, server_hostname=name
             )
@@ -236,8 +240,9 @@ class _Protocol(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
         super().connection_lost(exc)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio knows no better
+        # A full reader stops reading. If this one reads all the same, readexactly() waits for more than fits.
         room = _MOST_UNREAD - _unread(self._reader)
-        self._incoming = memoryview(bytearray(max(1, min(room, _READ_SIZE))))
+        self._incoming = memoryview(bytearray(min(room, _READ_SIZE) if room > 0 else _READ_SIZE))
         return self._incoming
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -298,6 +303,8 @@ def _tcp_option(names: tuple[str, ...], value: int) -> Iterator[tuple[int, int, 
 
 async def _addresses(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
     """Turn a host into (family, address) pairs, at least one. Raises OSError or ValueError."""
+    if "\0" in host:
+        raise ValueError("there is a null character in it")  # the system would end the name there, and look that up
     try:
         # An IP address is only read, so this does not block.
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
