@@ -162,6 +162,7 @@ class Slot(Generic[C]):
     def detach(self) -> None:
         """Leave the claimed connection to its claimer, who aborts it on release; the slot ends."""
         self.detached = True
+        self.owner.engine.connections.pop(id(self.connection), None)
         connection, ready = self.connection, self.ready
         self.connection = None
         self.move(TERMINATED)
@@ -193,14 +194,16 @@ class Slot(Generic[C]):
         elif self.state is CLAIMED:
             self.odd = True
 
-    def check(self) -> None:
-        """Leave the idle ones to be checked, or to be replaced when it is too old or visibly dead."""
+    def check(self) -> bool:
+        """Leave the idle ones to be checked; False when it is replaced at once: too old, or visibly dead."""
         if self.too_old:
             self.renew()
-        elif self.owner.engine.seems_open(self):
-            self.move(CHECKING)
-        else:
+            return False
+        if not self.owner.engine.seems_open(self):
             self.owner.found_closed(self)
+            return False
+        self.move(CHECKING)
+        return True
 
     @property
     def too_old(self) -> bool:

@@ -334,11 +334,9 @@ class SlotSet(Ranked, Generic[C]):
         if self._checking_slot is not None or self.engine.tasks.closed:
             return
         for slot in tuple(self.idle):
-            if slot.due and slot.state is UNCLAIMED:
-                slot.check()
-                if slot.state is CHECKING:
-                    self._checking_slot = slot
-                    return
+            if slot.due and slot.state is UNCLAIMED and slot.check():
+                self._checking_slot = slot
+                return
 
     def check_ended(self, slot: Slot[C]) -> None:
         """Note that a check is over, whatever way."""

@@ -268,11 +268,10 @@ class TaskOwner:
         for task, life in tuple(self.tasks.items()):
             # Private, and only here: a task whose loop is closed can neither run nor be cancelled, and asyncio would
             # complain about it on stderr although the pool has warned already.
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
-            coroutine = task.get_coro()
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: SLF001
+            coroutine: Any = task.get_coro()  # None for a task that ended eagerly, which ours never do
             try:
-                if coroutine is not None:
-                    coroutine.close()
+                coroutine.close()
             except RuntimeError as error:  # user code that awaits while it is closed, or needs its loop
                 logger.debug("%s: %s", life.name, describe(error))
             self.tasks.pop(task, None)

@@ -118,11 +118,10 @@ class Termination:
         self._stop_timer = None
         if self._held == "detach":
             acquiring = set(engine.desk.acquiring.values())
-            for life in tuple(engine.tasks.tasks.values()):
-                if isinstance(life, Slot) and life.state is CLAIMED and life not in acquiring:
-                    connection = life.connection
-                    life.detach()
-                    engine.forget(connection)
+            for slots in engine.sets.values():
+                for slot in tuple(slots.slots):
+                    if slot.state is CLAIMED and slot not in acquiring:
+                        slot.detach()
         engine.tasks.stop_all()
         engine.timers.after(WARN_EVERY, self._warn)
         self.look()

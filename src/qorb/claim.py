@@ -21,7 +21,6 @@ from qorb.errors import ClaimReleasedError, ClaimRevokedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
-    from types import FrameType
 
     from qorb._desk import Desk
     from qorb._slot import Slot
@@ -53,11 +52,18 @@ class ClaimRequest(Generic[C]):
         """Make the claim; it must be released."""
         return self._claim().__await__()
 
-    def __aenter__(self) -> Awaitable[C]:
-        """Make the claim; it is released at the end of the block.
+    if TYPE_CHECKING:  # what the two are for those who use them; at run time they are the two functions below
 
-        Not a coroutine function, for speed: a connection that is at hand comes in a future that is done already.
-        """
+        async def __aenter__(self) -> C:
+            """Make the claim; it is released at the end of the block."""
+            ...
+
+        async def __aexit__(self, *exc: object) -> None:
+            """Give the connection back. Never suspends."""
+            ...
+
+    def _enter_quickly(self) -> Awaitable[C]:
+        """Take an idle connection: it comes in a future that is done already, which costs less than a coroutine."""
         desk: Desk[C] | None = self._pool._desk  # noqa: SLF001 - a request is a part of its pool
         if desk is not None and desk.quick and self._slot is None and get_ident() == desk.thread:
             best = desk.ranking.best
@@ -82,22 +88,22 @@ class ClaimRequest(Generic[C]):
                             slot.site = self._site
                             slot.warned = False
                         self._slot = slot
-                        return slot.ready  # type: ignore[return-value]  # a connected slot has one
+                        return slot.ready  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - an idle slot has one
         return self._enter()
 
     async def _enter(self) -> C:
         slot = await self._take()
         self._slot = slot
-        connection: C = slot.connection  # type: ignore[assignment]  # a claimed slot has one
+        connection: C = slot.connection  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType] - it is claimed
         return connection
 
-    async def __aexit__(self, *exc: object) -> None:
-        """Give the connection back. Never suspends."""
+    def _exit(self, *exc: object) -> Awaitable[None]:
+        """Give the connection back."""
         slot = self._slot
-        if slot is None:
-            return
+        desk = self._pool._desk  # noqa: SLF001 - as above
+        if slot is None or desk is None:
+            return _nothing()
         self._slot = None
-        desk: Desk[C] = self._pool._desk  # type: ignore[assignment]  # noqa: SLF001 - the claim was made
         kind = exc[0]
         if kind is None and desk.swift and not slot.odd and (not desk.checks_closed or desk.engine.seems_open(slot)):
             slot.state = UNCLAIMED
@@ -109,6 +115,11 @@ class ClaimRequest(Generic[C]):
                 desk.ranking.improve(slots)
         else:
             desk.release(slot, _outcome(kind))
+        return desk.done
+
+    if not TYPE_CHECKING:
+        __aenter__ = _enter_quickly
+        __aexit__ = _exit
 
     async def _claim(self) -> Claim[C]:
         slot = await self._take()
@@ -213,6 +224,10 @@ class Claim(Generic[C]):
         )
 
 
+async def _nothing() -> None:
+    """Have nothing to wait for."""
+
+
 def _outcome(kind: object) -> Outcome:
     if kind is None:
         return Outcome.CLEAN
@@ -222,7 +237,5 @@ def _outcome(kind: object) -> Outcome:
 
 def call_site() -> str:
     """Say where the function that called our caller was: file, line, function."""
-    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the only way; only used when tracing
-    if frame is None:
-        return "?"
+    frame = sys._getframe(2)  # noqa: SLF001 - the only way; only used when tracing
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"

@@ -7,7 +7,7 @@ and must not await. What it raises is reported once and harms nothing. Claim and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -214,14 +214,14 @@ class RecycleFailed(_SlotFailure):
 class RebalanceStart(Event):
     """rebalance-start: the plan is about to be carried out. Positive: slots to start, negative: slots to end."""
 
-    plan: Mapping[str, int] = field(default_factory=dict)
+    plan: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class RebalanceDone(Event):
     """rebalance-done: the plan has been carried out; connecting and closing go on."""
 
-    plan: Mapping[str, int] = field(default_factory=dict)
+    plan: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

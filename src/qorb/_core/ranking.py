@@ -34,9 +34,9 @@ class Ranked:
 
     def __init__(self) -> None:
         """Stand nowhere yet."""
-        self.load = 0
+        self.load: int = 0
         """Claims outstanding + recent failures, at most MAX_PENALTY."""
-        self.total_claims = 0
+        self.total_claims: int = 0
         self.level = UNRANKED
         """The load under which it stands in a ring; UNRANKED when in none."""
         self.lane: Lane[Any] | None = None
@@ -69,7 +69,7 @@ class Ring(Generic[R]):
 class Lane(Generic[R]):
     """Backends of one priority and one weight."""
 
-    __slots__ = ("key", "low", "owner", "rings", "version", "weight")
+    __slots__ = ("low", "owner", "rings", "version", "weight")
 
     def __init__(self, owner: PriorityClass[R], weight: float) -> None:
         """Begin empty."""
