@@ -32,6 +32,8 @@ _TABLE_WIDTH = sum(width for _, width in _COLUMNS) + len(_COLUMNS) - 1
 _STRIP_FROM = _TABLE_WIDTH + 16
 """From this width on each backend's slots are drawn, too, one mark each."""
 
+_LEAST_NEWS = 4
+
 _CONNECTING, _UNCLAIMED, _CHECKING, _CLAIMED = "yellow", "green", "cyan", "bold blue"
 _SERVER_STYLES = {"well": "green", "killed": "bold red", "hung": "bold yellow", "removed": "bold magenta"}
 _ENTRY_STYLES = {Kind.STEP: "bold", Kind.LOOK: "cyan", Kind.POOL: "", Kind.LOG: "yellow"}
@@ -61,11 +63,8 @@ class LiveView:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._live.__exit__(kind, error, traceback)
-        for line in self._heading[:1]:
-            self._console.print(line, style="bold")
-        for entry in self._entries:
-            if entry.kind is not Kind.LOOK:
-                self._console.print(_line(entry))
+        self._print(*(Text(line, "bold") for line in self._heading[:1]))
+        self._print(*(_line(entry) for entry in self._entries if entry.kind is not Kind.LOOK))
 
     def open(self, heading: list[str]) -> None:
         """Keep the heading for the top of the screen."""
@@ -77,16 +76,23 @@ class LiveView:
 
     def show(self, frame: Frame) -> None:
         """Draw everything anew."""
-        width, height = self._console.size
+        self._live.update(Group(*self.lines(frame, *self._console.size)), refresh=True)
+
+    def conclude(self, lines: list[str]) -> None:
+        """Print the report; bold, what is left."""
+        self._print(*(Text(line, "bold" if line.startswith("left:") else "") for line in lines))
+
+    def lines(self, frame: Frame, width: int, height: int) -> list[Text]:
+        """Give the lines for a terminal of that size: never more than it has, the oldest news go first."""
         above = [*self._top(frame, width), Text()]
-        below = [Text(), *_totals(frame), Text(), *self._latest_step(), Text()]
-        table = _table(frame.rows, width, height - len(above) - len(below))
+        below = [Text(), *_totals(frame), Text()]
+        table = _table(frame.rows, width, height - len(above) - len(below) - _LEAST_NEWS)
         lines = [*above, *table, *below]
-        lines += self._history(height - len(lines))
+        lines += self._news(height - len(lines))
         for line in lines:
             line.no_wrap = True
             line.overflow = "ellipsis"
-        self._live.update(Group(*lines), refresh=True)
+        return lines[:height]
 
     def _top(self, frame: Frame, width: int) -> list[Text]:
         clock = f" {frame.elapsed:4.1f} of {frame.seconds:g} s"
@@ -95,16 +101,19 @@ class LiveView:
         bar = Text.assemble(("━" * done, "green"), ("─" * (length - done), "dim"), (clock, "bold"))
         return [Text(self._heading[0], style="bold"), *(Text(line, style="dim") for line in self._heading[1:]), bar]
 
-    def _latest_step(self) -> list[Text]:
-        for number in range(len(self._entries) - 1, -1, -1):
-            if self._entries[number].kind is Kind.STEP:
-                told = self._entries[number : number + 2]
-                return [_line(entry) for entry in told if entry.kind in {Kind.STEP, Kind.LOOK}]
-        return []
+    def _news(self, room: int) -> list[Text]:
+        """Give the latest entries, oldest first; the step that is under way stays however many come after it."""
+        steps = [number for number, entry in enumerate(self._entries) if entry.kind is Kind.STEP]
+        under_way = steps[-1] if steps else 0
+        before = [entry for entry in self._entries[:under_way] if entry.kind is not Kind.LOOK]
+        step, since = self._entries[under_way : under_way + 2], self._entries[under_way + 2 :]
+        since = since[max(len(since) - max(room - len(step), 0), 0) :]
+        before = before[max(len(before) + len(step) + len(since) - room, 0) :]
+        return [_line(entry) for entry in (*before, *step, *since)]
 
-    def _history(self, room: int) -> list[Text]:
-        told = [entry for entry in self._entries if entry.kind is not Kind.LOOK]
-        return [_line(entry) for entry in told[-room:]] if room > 0 else []
+    def _print(self, *lines: Text) -> None:
+        for line in lines:
+            self._console.print(line, soft_wrap=True)
 
 
 def _line(entry: Entry) -> Text:

@@ -1,4 +1,4 @@
-"""The demo's clients: each claims a connection, sends a line, compares what comes back, and does it again."""
+"""The demo's clients: each claims a connection, holds it a while, sends a line and compares what comes back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PATIENCE = 1.0
 """Seconds that a client waits for an echo."""
 
-_MEAN_PAUSE = 0.040
+_MEAN_PAUSE = 0.030
 _MEAN_HOLD = 0.010
 _SLOW_SHARE = 0.15
 _SLOW_HOLD = (0.050, 0.250)
@@ -114,9 +114,9 @@ class Clients:
             self.holding -= 1
 
     async def _exchange(self, stream: TcpStream, line: bytes, rng: random.Random) -> None:
-        stream.writer.write(line)
         slow = rng.random() < _SLOW_SHARE
         await asyncio.sleep(rng.uniform(*_SLOW_HOLD) if slow else rng.expovariate(1 / _MEAN_HOLD))
+        stream.writer.write(line)
         async with asyncio.timeout(PATIENCE):
             echo = await stream.reader.readline()
         if echo == line:

@@ -49,8 +49,7 @@ async def play(options: DemoOptions, view: View) -> int:
     with Interruption() as interruption:
         with view:
             report = await _perform(options, view, interruption)
-        for line in report.lines():
-            print(line, flush=True)
+        view.conclude(list(report.lines()))
     if not report.good:
         return _STATUS_BAD
     return 0 if interruption.signal is None else _STATUS_SIGNAL + interruption.signal
@@ -70,7 +69,10 @@ async def _perform(options: DemoOptions, view: View, interruption: Interruption)
                 rng=random.Random(options.seed),
             )
             async with Clients(pool, stage.servers, count=options.clients, seed=options.seed) as clients, pool:
-                journal.say(f"{options.backends} servers are up, {options.clients} clients begin.")
+                journal.step(
+                    f"{options.backends} servers are up, {options.clients} clients begin.",
+                    "each backend gets its share of the slots, and of the claims.",
+                )
                 clients.start()
                 run = _Run(options, view, journal, stage, pool, clients)
                 await run.until_the_end(interruption)
@@ -78,10 +80,10 @@ async def _perform(options: DemoOptions, view: View, interruption: Interruption)
 
 
 def demo_policy(options: DemoOptions) -> Policy:
-    """Give times so short that a person sees things happen, and slots for three fifths of the clients."""
+    """Give times so short that a person sees things happen, and slots for seven tenths of the clients."""
     return Policy(
-        spares_wanted=4,
-        max_slots=min(max(3 * options.backends, 3 * options.clients // 5), _MOST_SLOTS),
+        spares_wanted=2,
+        max_slots=min(max(3 * options.backends, 7 * options.clients // 10), _MOST_SLOTS),
         rebalance_interval=2.0,
         claim_timeout=5.0,
         connect_timeout=1.0,
@@ -130,7 +132,7 @@ class _Run:
         while self._journal.elapsed < self._seconds and interruption.signal is None:
             while self._steps and self._steps[0].at * self._seconds <= self._journal.elapsed:
                 step = self._steps.pop(0)
-                self._journal.step(step)
+                self._journal.step(step.say, step.look)
                 await step.act(self._stage)
             self._show()
             await interruption.wait(_TICK)
@@ -138,7 +140,9 @@ class _Run:
     async def end(self) -> Report:
         """Terminate the pool under load, and count before and after."""
         loop = asyncio.get_running_loop()
-        self._journal.say("terminate(), while all clients go on.")
+        self._journal.step(
+            "terminate() is called, while all clients go on.", "what is left, counted afterwards: nothing."
+        )
         self._show()
         claims_out = self._clients.holding
         before = census(self._pool, self._stage.connections)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qorb import PoolStats
     from qorb._demo.clients import Tally
 
-WINDOW = 2.0
+WINDOW = 1.0
 """Seconds over which rates and latencies are taken."""
 
 
@@ -120,7 +120,8 @@ def milliseconds(seconds: float | None) -> str:
     """Write a latency for people."""
     if seconds is None:
         return "-"
-    return f"{1000 * seconds:.1f} ms" if seconds < 0.010 else f"{1000 * seconds:.0f} ms"  # noqa: PLR2004 - two digits that count
+    digits = 2 if seconds < 0.001 else 1 if seconds < 0.010 else 0  # noqa: PLR2004 - two digits that count are enough
+    return f"{1000 * seconds:.{digits}f} ms"
 
 
 def in_short(error: str) -> str:

@@ -6,12 +6,9 @@ import asyncio
 import enum
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from qorb.events import Event, HealthCheckFailed, ResolverUpdated, SlotSetOffline, SlotSetOnline
-
-if TYPE_CHECKING:
-    from qorb._demo.scenario import Step
 
 _LOGGERS = ("qorb", "asyncio")
 
@@ -78,16 +75,12 @@ class Journal(logging.Handler):
         """Seconds since the demo began."""
         return self._loop.time() - self._began
 
-    def say(self, text: str) -> None:
-        """Note something that the demo itself has to say."""
-        self._note(Kind.STEP, text)
-
-    def step(self, step: Step) -> None:
-        """Note that a step is taken now."""
+    def step(self, say: str, look: str) -> None:
+        """Note that a step is taken now: what is happening, and what to look at."""
         self._stepped = self._loop.time()
         self._checks_failed.clear()
-        self._note(Kind.STEP, step.say)
-        self._note(Kind.LOOK, step.look)
+        self._note(Kind.STEP, say)
+        self._note(Kind.LOOK, look)
 
     def observe(self, event: Event) -> None:
         """Note an event of the pool, if it tells something that a person wants to know."""
@@ -97,12 +90,13 @@ class Journal(logging.Handler):
             case SlotSetOffline(backend=name):
                 self._notice(f"{name} is offline")
             case ResolverUpdated(added=added, removed=removed):
-                changes = [f"{name} was added" for name in added] + [f"{name} was removed" for name in removed]
-                self._notice(", ".join(changes))
+                changes = {"added": added, "removed": removed}
+                told = [f"{', '.join(names)} {change}" for change, names in changes.items() if names]
+                self._notice("; ".join(told))
             case HealthCheckFailed(backend=name, reason=reason) if name not in self._checks_failed:
                 # One failed check has all idle connections of that backend checked: one line is enough.
                 self._checks_failed.add(name)
-                self._notice(f"{name} failed a health check ({reason})")
+                self._notice(f"{name} failed a health check ({reason.partition(':')[0]})")
             case _:
                 pass
 

@@ -51,6 +51,11 @@ class PlainView:
             parts.append(f"{len(frame.rows) - _MOST_ROWS} more")
         _print(" | ".join(parts))
 
+    def conclude(self, lines: list[str]) -> None:
+        """Print the report."""
+        for line in lines:
+            _print(line)
+
 
 def _backend(row: Row) -> str:
     slots = f"{row.connecting}/{row.unclaimed}/{row.checking}/{row.claimed}"

@@ -74,8 +74,8 @@ class Report:
         yield ""
         tally = self.tally
         yield (
-            f"{tally.right} echoes were right, {tally.wrong} wrong. "
-            f"{tally.cut_short} exchanges were cut short by what the demo did."
+            f"{tally.right} echoes were right, {tally.wrong} wrong; "
+            f"{tally.cut_short} exchanges were cut short by the demo."
         )
         unexpected = [*tally.surprises, *self.logged_errors]
         yield f"Failed claims and other unexpected failures: {len(unexpected)}"

@@ -45,14 +45,14 @@ def scenario(backends: int) -> tuple[Step, ...]:
             0.30,
             f"revive {first}",
             f"{first} is back on the same port.",
-            f"{first} is online at its next try (1 s at most), and has claims again.",
+            f"{first} is online at its next try (1 s at most) and has claims.",
             lambda stage: stage.revive(first),
         ),
         Step(
             0.43,
             f"hang {second}",
             f"{second} hangs: it accepts and reads, but never answers.",
-            f"checks fail, {second} goes offline, p99 rises for a moment.",
+            f"checks and clients time out, {second} goes offline, others go on.",
             lambda stage: stage.hang(second),
         ),
         Step(

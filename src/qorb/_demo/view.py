@@ -28,3 +28,6 @@ class View(Protocol):
 
     def show(self, frame: Frame) -> None:
         """Show how things are."""
+
+    def conclude(self, lines: list[str]) -> None:
+        """Print the report, after the `with`."""
