@@ -38,11 +38,20 @@ lint: $(VENV)/.installed ## Look for mistakes and bad style
 	$(RUN) ruff check $(wildcard $(CHECKED))
 
 .PHONY: types
-types: $(VENV)/.wheel ## Check the types: of the library, of those who use it, and that none is missing
+types: mypy basedpyright type-completeness ## Check the types: in the library, of those who use it, and that none is missing
+
+.PHONY: mypy
+mypy: $(VENV)/.wheel
 	$(RUN) mypy src/qorb
 	$(RUN) mypy tests/typing
+
+.PHONY: basedpyright
+basedpyright: $(VENV)/.wheel
 	$(RUN) basedpyright --warnings
-	$(RUN) basedpyright --verifytypes qorb --ignoreexternal
+
+.PHONY: type-completeness
+type-completeness: $(VENV)/.wheel
+	$(RUN) tools.type_completeness
 
 .PHONY: pytest
 pytest: $(VENV)/.wheel ## Run the tests against the installed wheel, and ask for the coverage of the core

@@ -1,0 +1,53 @@
+"""Ask basedpyright whether users of the installed package meet a type that is missing, or that checkers infer differently.
+
+Started by "make type-completeness". Private modules and names are left out: mypy and basedpyright check those in src.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+# The pool makes claims, users do not.
+NOT_CALLED_BY_USERS = {"qorb.claim.Claim.__init__", "qorb.claim.ClaimRequest.__init__"}
+
+
+def main() -> int:
+    """Print each public symbol with an incomplete type, and why; return the exit status."""
+    report = ask()
+    if not report["pyTypedPath"]:
+        print("qorb is not installed with py.typed", file=sys.stderr)
+        return 1
+    incomplete = [symbol for symbol in report["symbols"] if symbol["isExported"] and is_incomplete(symbol)]
+    for symbol in incomplete:
+        for diagnostic in symbol["diagnostics"]:
+            print(f"{symbol['name']}: {diagnostic['message']}")
+    public = sum(symbol["isExported"] for symbol in report["symbols"])
+    print(f"{len(incomplete)} of {public} public symbols have incomplete types")
+    return 1 if incomplete or not public else 0
+
+
+def ask() -> dict[str, Any]:
+    """Return basedpyright's report on the package that is installed beside it."""
+    beside = Path(sys.executable).parent
+    # It looks for the package where the first python on PATH does.
+    environment = {**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}"}
+    command = [beside / "basedpyright", "--verifytypes", "qorb", "--ignoreexternal", "--outputjson"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    report: dict[str, Any] = json.loads(answer.stdout)["typeCompleteness"]
+    return report
+
+
+def is_incomplete(symbol: dict[str, Any]) -> bool:
+    """Say whether the symbol is public and incomplete by a fault of its own, not only by that of a member."""
+    name: str = symbol["name"]
+    private = any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
+    return bool(symbol["diagnostics"]) and not symbol["isTypeKnown"] and not private and name not in NOT_CALLED_BY_USERS
+
+
+if __name__ == "__main__":
+    sys.exit(main())
