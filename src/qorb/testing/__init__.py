@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
-from qorb.testing._clock import Deadlock, Livelock, block, settle
+from qorb.testing._clock import block, settle
+from qorb.testing._connection import Call, FakeConnection
 from qorb.testing._every_await import Report, Tried, at_every_await
-from qorb.testing._fakes import Call, FakeConnection, FakeConnector, ForbiddenCallError
+from qorb.testing._fakes import FakeConnector, ForbiddenCallError
 from qorb.testing._interrupt import Attempt, CancelSwallowedError, Ending, Timing
 from qorb.testing._leaks import assert_nothing_left
+from qorb.testing._loop import Deadlock, Livelock
 from qorb.testing._run import UnhandledError, run
 
 __all__ = [

@@ -54,13 +54,13 @@ def at_every_await(
     seed: int = 0,
     at_least: int = 1,
     only: tuple[int, Timing | str] | None = None,
-    limit: float = 1e6,
+    patience: int = 100_000,
 ) -> Report:
     """Run a scene again and again, and interrupt it at another suspension point each time.
 
     A scene is a coroutine function that builds up a world, awaits one operation by `attempt.cancel(operation)`, and
-    then asserts what must be true however that ended. It runs as `run(..., seed=seed, limit=limit)` does, in a new
-    world for each suspension point and each timing, until a run ends before its point comes: it was undisturbed.
+    then asserts what must be true however that ended. It is given to run(), with the seed and the patience, in a
+    new world for each suspension point and each timing, until a run ends before its point comes: it was undisturbed.
 
     `by` is how the operation is interrupted: "cancel" is Task.cancel(), "timeout" an asyncio.timeout() round it that
     expires, "anyio" an anyio.CancelScope() round it that is cancelled. A function is given the operation and puts it
@@ -81,7 +81,7 @@ def at_every_await(
         attempts = _attempts([Timing(timing) for timing in timings], by, tasks)
     tried: list[Tried] = []
     for attempt in attempts:
-        _play(scene, attempt, seed, limit)
+        _play(scene, attempt, seed, patience)
         if attempt.reached:
             tried.append(Tried(attempt.step, attempt.timing, attempt.place, attempt.in_time))
         else:
@@ -109,7 +109,7 @@ def _check_that_all_came(scene: Callable[[Attempt], object], attempt: Attempt, t
         )
 
 
-def _play(scene: Callable[[Attempt], Awaitable[object]], attempt: Attempt, seed: int, limit: float) -> None:
+def _play(scene: Callable[[Attempt], Awaitable[object]], attempt: Attempt, seed: int, patience: int) -> None:
     async def main() -> None:
         if attempt.tasks is not None:
             loop = virtual_loop("at_every_await()")
@@ -117,7 +117,7 @@ def _play(scene: Callable[[Attempt], Awaitable[object]], attempt: Attempt, seed:
         await scene(attempt)
 
     try:
-        run(main, seed=seed, limit=limit)
+        run(main, seed=seed, patience=patience)
     except BaseException as error:
         tasks = "" if attempt.tasks is None else f", tasks={attempt.tasks!r}"
         error.add_note(

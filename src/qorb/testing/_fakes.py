@@ -1,4 +1,4 @@
-"""FakeConnector and FakeConnection: a service that goes wrong on demand, and remembers what was done to it."""
+"""FakeConnector: a service that goes wrong on demand, and remembers what was done to it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import math
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from qorb.connector import Connector, Outcome
 from qorb.errors import ConnectError
+from qorb.testing._connection import Call, FakeConnection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Generator
@@ -25,50 +26,6 @@ CALLS_REMEMBERED: Final = 100_000
 
 class ForbiddenCallError(AssertionError):
     """The pool did to a connector what it must not do. The test fails, even where the pool catches this."""
-
-
-@dataclass(slots=True, eq=False)
-class FakeConnection:
-    """A connection to nowhere."""
-
-    id: int
-    """Unique within its connector, from 1."""
-    backend: Backend
-    closed: bool = False
-    """No longer open, whichever side has closed it."""
-    opened_by: str = ""
-    """The name of the task that called connect()."""
-    connector: FakeConnector | None = field(default=None, repr=False)
-
-    async def request(self, text: str = "ping") -> str:
-        """Stand for the conversation of a claimer: send a text and get the same text back after the usual latency.
-
-        As on a real wire, an answer that nobody waits for any more stays in the way: after a request() that was
-        cancelled the next one reads the answer to the former, and fails the test, because that is an answer that
-        reached somebody else. Two requests at a time on one connection fail it, too. Raises ConnectError when the
-        connection is closed, or is closed meanwhile.
-        """
-        if self.connector is None:
-            raise ConnectError("this connection was not made by a FakeConnector", self.backend.name)
-        return await self.connector.exchange(self, text)
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """One call of a connector's method."""
-
-    operation: str
-    backend: Backend
-    connection: FakeConnection | None
-    """None for connect."""
-    task: str
-    """The name of the task that made the call; empty outside a task."""
-    started: float
-    """By the loop's clock; NaN when no loop was running."""
-    ended: float | None = None
-    """None while the call is in flight."""
-    error: BaseException | None = None
-    """What it raised, CancelledError included."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Literal
 
-    from qorb.testing._clock import VirtualLoop
+    from qorb.testing._loop import VirtualLoop
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import asyncio
 import traceback
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qorb.testing._clock import Deadlock, Livelock, VirtualLoop
+from qorb.testing._loop import Deadlock, Livelock, VirtualLoop
 from qorb.testing._waiting import describe_tasks
 
 if TYPE_CHECKING:
@@ -27,23 +27,23 @@ class UnhandledError(AssertionError):
         self.contexts = contexts
 
 
-def run(main: Callable[[], Awaitable[T]], *, seed: int = 0, limit: float = 1e7) -> T:
+def run(main: Callable[[], Awaitable[T]], *, seed: int = 0, patience: int = 1_000_000) -> T:
     """Run a coroutine function in virtual time and return its result.
 
     Waits take no real time, however long. The order in which things happen is a function of `seed`: 0 is asyncio's own,
     any other shuffles the tasks that are ready at the same time. The loop is in debug mode; its clock starts at 1000.
 
     Raises what main() raises. Raises Deadlock, which lists the tasks, when nothing can happen any more; Livelock when
-    main() goes on without time passing, or for more than `limit` virtual seconds; UnhandledError when the loop's
-    exception handler was called and main() has not set another one. At the end the tasks that are left are cancelled
-    and asynchronous generators closed, as asyncio.run() does it, and the loop is closed.
+    for `patience` turns of the loop either no time has passed or main() has not been woken, whatever else goes on;
+    UnhandledError when the loop's exception handler was called and main() has not set another one. At the end the tasks
+    that are left are cancelled and asynchronous generators closed, as asyncio.run() does it, and the loop is closed.
 
     There is no network in virtual time. Functions given to loop.run_in_executor() or asyncio.to_thread() run on the
     loop's own thread, in the next turn and in no time.
     """
     if not callable(main):
         _refuse(main)
-    loop = VirtualLoop(seed=seed, limit=limit)
+    loop = VirtualLoop(seed=seed, patience=patience)
     try:
         result = _run_to_the_end(loop, main)
     except BaseException as error:
@@ -66,9 +66,12 @@ def _run_to_the_end(loop: VirtualLoop, main: Callable[[], Awaitable[T]]) -> T:
     async def call_main() -> T:
         return await main()
 
+    task = loop.main = asyncio.Task(call_main(), loop=loop, name="main")
     try:
-        return loop.run_until_complete(asyncio.Task(call_main(), loop=loop, name="main"))
+        return loop.run_until_complete(task)
     finally:
+        if task.done() and not task.cancelled():
+            task.exception()  # has been raised, or gives way to what ended the loop
         try:
             _wind_up(loop)
         finally:
@@ -80,7 +83,7 @@ def _wind_up(loop: VirtualLoop) -> None:
     left = loop.tasks()
     for task in left:
         task.cancel()
-    loop.extend_limit()
+    loop.take_courage()
     try:
         if left:
             loop.run_until_complete(asyncio.wait(left))
