@@ -1,4 +1,4 @@
-"""Ask basedpyright whether users of the installed package meet a type that is missing, or that checkers infer differently.
+"""Ask basedpyright whether users of the installed package meet types that are missing or ambiguous.
 
 Started by "make type-completeness". Private modules and names are left out: mypy and basedpyright check those in src.
 """
