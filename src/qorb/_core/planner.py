@@ -12,9 +12,10 @@ floors is *lent* to them.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
-from heapq import heappop, heapreplace
-from operator import attrgetter, sub
+from itertools import accumulate
+from operator import add, attrgetter, sub
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def grow(sets: Sequence[S], waiting: int, limits: Limits, now: float) -> Plan[S]
     `waiting` is the number of claims in the waiting line, `now` the loop's time in seconds.
     """
     aim = _aim(sets, waiting, limits, now)
-    return _plan(aim, _make_room(aim, now), now)
+    return _plan(aim, _make_room(aim, now) if aim.short else [], now)
 
 
 def rebalance(sets: Sequence[S], waiting: int, limits: Limits, now: float) -> Plan[S]:
@@ -154,14 +155,15 @@ class _Roll(Generic[S]):
     held: list[int]
     """Slots that exist and have not been told to end."""
     floors: list[int]
-    unplaced: list[S]
-    """Never tried, without a slot, and not even a first one is left for them."""
     offline: list[S]
+    unplaced: list[S]
+    """Never tried, without a slot, and the floors leave not even one for them."""
     demand: int
     budget: int
     room: int
     """How many slots may start this moment."""
     ending: int
+    """How many will come free besides."""
 
 
 def _read(sets: Sequence[S], waiting: int, limits: Limits) -> _Roll[S]:
@@ -196,13 +198,13 @@ def _read(sets: Sequence[S], waiting: int, limits: Limits) -> _Roll[S]:
         else:
             fresh.append(each)
     budget = limits.max_slots - leaving - leaving_ending
-    # More backends than slots: the ones that have a slot already were read above, so only these can be too many.
+    room = limits.max_slots - leaving - alive - ending
+    # Those that have a slot come first: with more backends than slots, only ones without can be too many.
     placed = fresh[: max(0, budget - sum(floors))] if fresh else fresh
     sharing += placed
     held += [0] * len(placed)
     floors += [1] * len(placed)
-    room = limits.max_slots - leaving - alive - ending
-    return _Roll(sharing, held, floors, fresh[len(placed) :], offline, demand, budget, room, ending)
+    return _Roll(sharing, held, floors, offline, fresh[len(placed) :], demand, budget, room, ending)
 
 
 @dataclass(slots=True)
@@ -214,21 +216,20 @@ class _Aim(Generic[S]):
     sets: list[S]
     held: list[int]
     targets: list[int]
-    sharing: int
-    """How many of the sets share."""
     wanted: int
+    """The sum of the sharing ones' targets."""
+    turns: list[S]
+    """The offline backends that get their slot."""
     passed_over: list[S]
-    """Backends to be tried for which no slot is to be had."""
-    starved: bool
-    saturated: bool
-
-    def missing(self) -> list[tuple[int, int]]:
-        """(position, how many), for the sets that have too few."""
-        lacks = list(map(sub, self.targets, self.held))
-        return [(i, lack) for i, lack in enumerate(lacks) if lack > 0] if lacks and max(lacks) > 0 else []
+    """Those that should be tried and get none."""
+    lent: bool
+    missing: list[tuple[int, int]]
+    """(position in sets, how many), where there are too few."""
+    short: int
+    """The sum of what is missing."""
 
     def surplus(self) -> list[tuple[S, int]]:
-        """(set, how many), for the sets that have too many. Floors keep the claimed ones out of it."""
+        """(set, how many), where there are too many. Floors keep the claimed ones out of it."""
         rows = zip(self.sets, self.held, self.targets, strict=True)
         return [(each, held - target) for each, held, target in rows if held > target]
 
@@ -236,44 +237,31 @@ class _Aim(Generic[S]):
 def _aim(sets: Sequence[S], waiting: int, limits: Limits, now: float) -> _Aim[S]:
     """Decide how many slots there should be of each backend."""
     roll = _read(sets, waiting, limits)
-    cap, floor, in_use = limits.max_slots_per_backend, sum(roll.floors), roll.demand >= roll.budget
-    asked = roll.demand + limits.spares_wanted
-    total = max(min(asked, roll.budget), floor)
+    cap, floor = limits.max_slots_per_backend, sum(roll.floors)
+    total = max(min(roll.demand + limits.spares_wanted, roll.budget), floor)
     shares = _share(roll.floors, roll.held, total, cap)
-    wanted = sum(shares)
-    at_most = wanted >= min(roll.budget, cap * len(shares))
-    turns, lent = _turns(roll, roll.budget - wanted, roll.budget - floor, limits, now)
+    turns, lent = _turns(roll, roll.budget - sum(shares), roll.budget - floor, limits, now)
     if lent:
         shares = _share(roll.floors, roll.held, total - 1, cap)
-        wanted = sum(shares)
     others = _without(roll.offline, turns)
     offline = turns + others
-    short = bool(others or roll.unplaced)
-    # Two more that wait for something to change: at the cap the others' share grows when a claim above the level is
-    # released, and everybody's when a slot of a leaving backend ends.
-    capped = asked >= roll.budget and bool(shares)
-    uneven = capped and max(roll.floors) > min(shares) + 1
-    confined = capped and roll.budget < limits.max_slots
+    held = roll.held + [each.connecting for each in offline]
+    goals = shares + [1] * len(turns) + [0] * len(others)
+    lacks = list(map(sub, goals, held))
+    missing = [(i, lack) for i, lack in enumerate(lacks) if lack > 0] if lacks and max(lacks) > 0 else []
     return _Aim(
         roll,
         limits,
         sets=roll.sharing + offline,
-        held=roll.held + [each.connecting for each in offline],
-        targets=shares + [1] * len(turns) + [0] * len(others),
-        sharing=len(shares),
-        wanted=wanted,
-        passed_over=[] if turns else others + roll.unplaced,
-        starved=short or uneven or confined or (lent and in_use),
-        saturated=in_use or (at_most and not lent and not short),
+        held=held,
+        targets=goals,
+        wanted=sum(shares),
+        turns=turns,
+        passed_over=others + roll.unplaced,
+        lent=lent,
+        missing=missing,
+        short=sum([lack for _, lack in missing]),
     )
-
-
-def _without(backends: list[S], some: list[S]) -> list[S]:
-    """Return those of the backends that are not among some."""
-    if len(some) == len(backends):
-        return []
-    known = set(map(id, some))
-    return [each for each in backends if id(each) not in known]
 
 
 def _share(floors: list[int], held: list[int], total: int, cap: int) -> list[int]:
@@ -343,30 +331,40 @@ def _due_at(each: Holding, limits: Limits) -> float:
     return max(tried + limits.max_connection_backoff, each.next_attempt)
 
 
+def _without(backends: list[S], some: list[S]) -> list[S]:
+    """Return those of the backends that are not among some."""
+    if len(some) == len(backends):
+        return []
+    known = set(map(id, some))
+    return [each for each in backends if id(each) not in known]
+
+
 def _plan(aim: _Aim[S], stop: list[tuple[S, int]], now: float) -> Plan[S]:
     """Put the plan together: what can start now, and what has to wait."""
-    missing = aim.missing()
-    start = _starts(aim, missing) if missing else []
-    short = sum(lack for _, lack in missing) - sum(count for _, count in start)
-    forgotten, forgotten_at = _forgotten(aim, missing, stop, now)
-    starved = aim.starved or short > 0
-    return Plan(tuple(start), tuple(stop), starved, forgotten, forgotten_at, aim.saturated, aim.wanted)
+    start = _starts(aim) if aim.short else []
+    waits = aim.short > sum([count for _, count in start])
+    forgotten, forgotten_at = _forgotten(aim, stop, now)
+    saturated = _saturated(aim)
+    starved = waits or bool(aim.passed_over) or _unsettled(aim, saturated=saturated)
+    return Plan(tuple(start), tuple(stop), starved, forgotten, forgotten_at, saturated, aim.wanted)
 
 
-def _starts(aim: _Aim[S], missing: list[tuple[int, int]]) -> list[tuple[S, int]]:
-    """Start what the caps allow this moment, for the sharing backends first, the poorest of them first."""
-    room, cap = aim.roll.room, aim.limits.max_slots_per_backend
-    start: list[tuple[S, int]] = []
-    wants: list[tuple[int, int]] = []
-    for i, lack in missing:
-        fits = min(lack, cap - aim.held[i] - aim.sets[i].ending)
-        if fits > 0:
-            wants.append((i, fits))
-    shared = [(aim.held[i], i, fits) for i, fits in wants if i < aim.sharing]
-    for i, count in _poorest_first(shared, room):
-        start.append((aim.sets[i], count))
-        room -= count
-    offline = [aim.sets[i] for i, _ in wants if i >= aim.sharing]
+def _starts(aim: _Aim[S]) -> list[tuple[S, int]]:
+    """Start what the caps allow this moment: for the sharing backends first, for the poorest of them first."""
+    room, cap, sharing = aim.roll.room, aim.limits.max_slots_per_backend, len(aim.roll.sharing)
+    wants: list[tuple[int, int, int]] = []
+    offline: list[S] = []
+    for i, lack in aim.missing:
+        each, held = aim.sets[i], aim.held[i]
+        fits = min(lack, cap - held - each.ending)
+        if fits <= 0:
+            continue
+        if i < sharing:
+            wants.append((held, i, fits))
+        else:
+            offline.append(each)
+    start = [(aim.sets[i], count) for i, count in _poorest_first(wants, room)]
+    room -= sum([count for _, count in start])
     if len(offline) > room:
         offline = sorted(offline, key=_turn)[: max(0, room)]
     return start + [(each, 1) for each in offline]
@@ -380,55 +378,61 @@ def _poorest_first(wants: list[tuple[int, int, int]], room: int) -> list[tuple[i
     wants.sort()
     if sum(fits for _, _, fits in wants) <= room:
         return [(i, fits) for _, i, fits in wants]
+    at: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for held, i, fits in wants:
+        at[held].append((i, fits))
     dealt: dict[int, int] = {}
-    hands = list(wants)
-    for _ in range(room):
-        held, i, fits = hands[0]
-        dealt[i] = dealt.get(i, 0) + 1
-        if fits > 1:
-            heapreplace(hands, (held + 1, i, fits - 1))
-        else:
-            heappop(hands)
+    level = min(at, default=0)
+    while room > 0:
+        for i, fits in at[level][:room]:
+            dealt[i] = dealt.get(i, 0) + 1
+            room -= 1
+            if fits > 1:
+                at[level + 1].append((i, fits - 1))
+        level += 1
     return list(dealt.items())
 
 
 def _make_room(aim: _Aim[S], now: float) -> list[tuple[S, int]]:
     """Stop as many as stand in the way of what is missing, less those that are ending already.
 
-    No connection is closed for a backend that is still backing off: the slot would only wait. Without this, demand
-    that goes up and down round the cap would close and open a connection each time.
+    Unconnected ones first, of those the ones that only back off. No connection is closed for a backend that is backing
+    off: the slot would only wait. (Else demand that goes up and down round the cap would cost a connection each time.)
     """
-    missing = aim.missing()
-    need = sum(lack for _, lack in missing) - aim.roll.room - aim.roll.ending
+    need = aim.short - aim.roll.room - aim.roll.ending
     if need <= 0:
         return []
-    patient = sum(1 for i, _ in missing if i >= aim.sharing and aim.sets[i].next_attempt > now)
     surplus = aim.surplus()
     surplus.sort(key=lambda row: (row[0].attempting > 0, -row[1]))
-    stop: dict[int, int] = {}
-    for position, (each, count) in enumerate(surplus):
-        stop[position] = min(count, each.connecting, need)
-        need -= stop[position]
-    need -= patient
-    for position, (_, count) in enumerate(surplus):
-        idle = min(count - stop[position], max(0, need))
-        stop[position] += idle
-        need -= idle
-    return [(surplus[position][0], count) for position, count in stop.items() if count]
+    unconnected = [min(count, each.connecting) for each, count in surplus]
+    connected = [count - spent for (_, count), spent in zip(surplus, unconnected, strict=True)]
+    stopped = list(
+        map(add, _take(unconnected, need), _take(connected, need - sum(unconnected) - len(_patient(aim, now))))
+    )
+    return [(each, count) for (each, _), count in zip(surplus, stopped, strict=True) if count]
 
 
-def _forgotten(
-    aim: _Aim[S], missing: list[tuple[int, int]], stop: list[tuple[S, int]], now: float
-) -> tuple[S | None, float]:
+def _take(amounts: list[int], need: int) -> list[int]:
+    """Take as much of each, one after another, as the need asks for."""
+    before = accumulate(amounts, initial=0)
+    return [min(amount, max(0, need - taken)) for amount, taken in zip(amounts, before, strict=False)]
+
+
+def _patient(aim: _Aim[S], now: float) -> list[S]:
+    """Offline backends without their slot that would only back off with it."""
+    sharing = len(aim.roll.sharing)
+    return [aim.sets[i] for i, _ in aim.missing if i >= sharing and aim.sets[i].next_attempt > now]
+
+
+def _forgotten(aim: _Aim[S], stop: list[tuple[S, int]], now: float) -> tuple[S | None, float]:
     """Say which backend waits for a slot to come free, and from when on it gets it."""
-    if aim.passed_over:
-        floors = aim.roll.floors
-        if sum(floors) >= aim.roll.budget and max(floors, default=0) <= 1:
+    roll = aim.roll
+    if aim.passed_over and not aim.turns:
+        if sum(roll.floors) >= roll.budget and max(roll.floors, default=0) <= 1:
             return None, math.inf  # nothing comes free but the only slots of online backends
         return _first(aim.passed_over, lambda each: _due_at(each, aim.limits))
-    if sum(lack for _, lack in missing) > aim.roll.room + aim.roll.ending + sum(count for _, count in stop):
-        patient = [aim.sets[i] for i, _ in missing if aim.sets[i].next_attempt > now]
-        return _first(patient, attrgetter("next_attempt"))
+    if aim.short > roll.room + roll.ending + sum([count for _, count in stop]):
+        return _first(_patient(aim, now), attrgetter("next_attempt"))
     return None, math.inf
 
 
@@ -437,3 +441,24 @@ def _first(backends: list[S], moment: Callable[[S], float]) -> tuple[S | None, f
     first = min(backends, key=moment, default=None)
     at = math.inf if first is None else moment(first)
     return (first, at) if at < math.inf else (None, math.inf)
+
+
+def _saturated(aim: _Aim[S]) -> bool:
+    """Whether more demand would change nothing: every slot is in use, or the total is at its maximum for good."""
+    roll = aim.roll
+    if roll.demand >= roll.budget:
+        return True
+    most = min(roll.budget, aim.limits.max_slots_per_backend * len(roll.sharing))
+    return aim.wanted >= most and not aim.lent and not aim.passed_over
+
+
+def _unsettled(aim: _Aim[S], *, saturated: bool) -> bool:
+    """Whether slots would be shared otherwise after a claim's end, a slot's end or a failed attempt."""
+    roll, limits = aim.roll, aim.limits
+    if aim.lent and roll.demand >= roll.budget:
+        return True  # the extra attempt of a forgotten backend gives its slot back
+    at_cap = roll.demand + limits.spares_wanted >= roll.budget
+    if roll.budget < limits.max_slots and (at_cap or saturated):
+        return True  # what the leaving ones free is for the others
+    # Claims above the level: what is released of them is for the others.
+    return at_cap and bool(roll.floors) and max(roll.floors) > min(aim.targets[: len(roll.sharing)]) + 1
