@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qorb._core.planner import Limits, Plan, grow, rebalance, targets
 
@@ -467,3 +469,104 @@ def test_no_backends_is_an_empty_plan() -> None:
 def test_a_pool_at_its_maximum_says_so(waiting: int, per_backend: int, saturated: bool) -> None:
     a, b = Fake("a", unclaimed=4), Fake("b", unclaimed=4)
     assert grow([a, b], waiting, limits(per_backend=per_backend), NOW).saturated is saturated
+
+
+# What holds for every plan, whatever exists.
+
+FEW = st.integers(0, 4)
+MOMENTS = st.sampled_from([-math.inf, NOW - 40, NOW - 30, NOW - 5, NOW, NOW + 5])
+ONLINE = st.builds(
+    Fake, st.just("online"), connecting=FEW, unclaimed=FEW, checking=FEW, claimed=FEW, ending=FEW, attempting=FEW
+).filter(lambda each: each.online)
+UNTRIED = st.builds(
+    Fake, st.just("untried"), connecting=FEW, attempting=FEW, untried=st.just(value=True), since=MOMENTS
+)
+OFFLINE = st.builds(
+    Fake, st.just("off"), connecting=FEW, ending=FEW, attempting=FEW, next_attempt=MOMENTS, last_attempt=MOMENTS
+)
+LEAVING = st.builds(
+    Fake, st.just("leaving"), unclaimed=st.integers(0, 1), claimed=FEW, ending=FEW, leaving=st.just(value=True)
+)
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> tuple[list[Fake], int, Limits]:
+    """Some backends, a waiting line, and limits that what exists keeps to."""
+    backends = draw(st.lists(st.one_of(ONLINE, ONLINE, UNTRIED, OFFLINE, LEAVING), max_size=8))
+    for i, each in enumerate(backends):
+        each.name += str(i)
+        each.attempting = min(each.attempting, each.connecting)
+    exist = sum(each.held + each.ending for each in backends)
+    most = max([1, *(each.held + each.ending for each in backends)])
+    extra = draw(st.one_of(st.just(0), st.integers(0, 20)))
+    return backends, draw(FEW), limits(draw(st.integers(0, 30)), max(1, exist + extra), most + draw(FEW))
+
+
+@settings(max_examples=max(500, settings().max_examples))
+@given(pools())
+def test_every_plan_keeps_to_the_caps_and_is_followed_by_an_empty_one(pool: tuple[list[Fake], int, Limits]) -> None:
+    backends, waiting, policy = pool
+    for decide in (grow, rebalance):
+        plan = decide(backends, waiting, policy, NOW)
+        goals = targets(backends, waiting, policy, NOW)
+        was_online = [each.online for each in backends]
+        assert not any(each.leaving for each, _ in plan.start + plan.stop)
+        for each, count in plan.start:
+            each.start(count)
+            assert each.held <= goals[backends.index(each)]
+            assert each.held + each.ending <= policy.max_slots_per_backend
+        assert sum(each.held + each.ending for each in backends) <= policy.max_slots
+        for each, count in plan.stop:
+            each.stop(count)
+            assert each.held >= goals[backends.index(each)]
+        assert [each.online for each in backends] == was_online
+        assert not decide(backends, waiting, policy, NOW)
+
+
+@settings(max_examples=max(500, settings().max_examples))
+@given(pools())
+def test_the_targets_fit_and_grow_stops_no_more_than_it_needs(pool: tuple[list[Fake], int, Limits]) -> None:
+    backends, waiting, policy = pool
+    goals = targets(backends, waiting, policy, NOW)
+    budget = policy.max_slots - sum(each.held + each.ending for each in backends if each.leaving)
+    assert sum(goals) <= budget
+    plan = grow(backends, waiting, policy, NOW)
+    missing = sum(max(0, goal - each.held) for goal, each in zip(goals, backends, strict=True) if not each.leaving)
+    free = policy.max_slots - sum(each.held for each in backends)
+    stopped = sum(count for _, count in plan.stop)
+    assert stopped <= max(0, missing - free)
+    if stopped < max(0, missing - free):
+        assert plan.forgotten is not None
+        assert plan.forgotten_at > NOW
+    for goal, each in zip(goals, backends, strict=True):
+        if each.online and not each.leaving:
+            assert goal >= max(1, each.claimed)
+        if each.leaving:
+            assert goal == 0
+
+
+@settings(max_examples=max(500, settings().max_examples))
+@given(st.lists(ONLINE, min_size=1, max_size=6), FEW, st.integers(0, 30), st.integers(0, 10), st.integers(20, 24))
+def test_sharing_equals_dealing_slots_out_one_by_one(
+    backends: list[Fake], waiting: int, spares: int, extra: int, cap: int
+) -> None:
+    policy = limits(spares, sum(each.held + each.ending for each in backends) + extra, cap)
+    shares = [max(1, each.claimed) for each in backends]
+    total = min(sum(each.claimed for each in backends) + waiting + spares, policy.max_slots)
+    while sum(shares) < total and min(shares) < policy.max_slots_per_backend:
+        poorest = min(shares)
+        # All those at the bottom rise together while that fits, then those that hold most.
+        bottom = [i for i, share in enumerate(shares) if share == poorest]
+        bottom.sort(key=lambda i: -backends[i].held)
+        for i in bottom[: total - sum(shares)]:
+            shares[i] += 1
+    assert list(targets(backends, waiting, policy, NOW)) == shares
+
+
+@settings(max_examples=max(200, settings().max_examples))
+@given(pools(), st.integers(1, 20))
+def test_a_saturated_plan_stays_as_it_is_when_more_claims_wait(pool: tuple[list[Fake], int, Limits], more: int) -> None:
+    backends, waiting, policy = pool
+    plan = grow(backends, waiting, policy, NOW)
+    if plan.saturated:
+        assert grow(backends, waiting + more, policy, NOW) == plan
