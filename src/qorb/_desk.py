@@ -13,7 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qorb import events
-from qorb._core.line import Line
+from qorb._core.line import Line, Place
 from qorb._core.ranking import Ranking
 from qorb._diagnosis import Diagnosis, diagnose
 from qorb._slot import CLAIMED, CONNECTING, TERMINATED, UNCLAIMED, Slot
@@ -24,7 +24,6 @@ from qorb.errors import QueueFullError, WrongLoopError, describe, presentable
 if TYPE_CHECKING:
     import asyncio
 
-    from qorb._core.line import Place
     from qorb._engine import Engine
     from qorb._slot_set import SlotSet
     from qorb._tasks import Timer
@@ -43,34 +42,24 @@ _TERMINATED = object()
 """What a waiting claim is given when the pool ends."""
 
 
-class Attempt:
-    """One claim on the long way: who, until when, and what went wrong so far."""
+class Attempt(Place):
+    """One claim that was not served at once: who, until when, and what went wrong so far."""
 
-    __slots__ = ("common", "deadline", "failure", "future", "id", "site", "started", "task", "timeout")
+    # No __init__: Desk.attempt() fills the attributes in, which takes half the time.
+    __slots__ = ("failure", "future", "id", "site", "started", "task", "timeout")
 
-    def __init__(self, task: asyncio.Task[Any] | None, started: float, timeout: float, site: str | None) -> None:
-        """Take the claimer's task, the present moment and the time allowed."""
-        self.id = next(_claim_ids)
-        self.task = task
-        self.started = started
-        self.timeout = timeout
-        self.deadline = started + timeout
-        self.site = site
-        self.common = False
-        self.failure: BaseException | None = None
-        """What on_acquire raised last."""
-        self.future: asyncio.Future[Any] | None = None
-        """What the claimer waits for while in line: a slot, a diagnosis, or the news that the pool ends."""
+    id: int
+    task: asyncio.Task[Any] | None
+    started: float
+    timeout: float
+    site: str | None
+    failure: BaseException | None
+    """What on_acquire raised last."""
+    future: asyncio.Future[Any]
+    """What the claimer waits for: a slot, a diagnosis, or the news that the pool ends."""
 
-    @property
-    def gone(self) -> bool:
-        """Whether the claimer has been cancelled, although its task has not run yet."""
-        return self.future is None or self.future.done()
 
-    def give(self, what: object) -> None:
-        """Wake the claimer."""
-        if self.future is not None:
-            self.future.set_result(what)
+_new: Any = object.__new__
 
 
 class Desk(Generic[C]):
@@ -95,7 +84,11 @@ class Desk(Generic[C]):
         self.quick = False
         """A claim may take the short cut."""
         self.swift = False
-        """A release may take the short cut."""
+        """A release may take the short cut while nobody waits."""
+        self.plain = False
+        """A claim that has to wait may do so without ado: no observer, no on_acquire."""
+        self.brisk = False
+        """A release may be handed to the first in line without ado."""
         self.acquiring: dict[Call[None], Slot[C]] = {}
         self.done: asyncio.Future[None] = engine.loop.create_future()
         """A finished future, for what is awaitable but has nothing to wait for."""
@@ -105,14 +98,21 @@ class Desk(Generic[C]):
         self._prepares = overrides(connector, "on_acquire")
         self._asks_needs_recycle = overrides(connector, "needs_recycle")
         self._clean_is_fit = not overrides(connector, "validate") and not overrides(connector, "on_recycle")
+        self._claim_timeout = engine.policy.claim_timeout
+        self._max_waiters = engine.policy.max_waiters
         self._deadline_timer: Timer | None = None
         self._deadline_armed_for = math.inf
         self.refresh()
 
     def refresh(self) -> None:
         """Find out anew whether the short cuts may be taken."""
-        self.quick = self.open and not self.line.waiting and not self._prepares and self.engine.observer is None
-        self.swift = self.quick and not self._asks_needs_recycle and self._clean_is_fit and not self.starved
+        engine = self.engine
+        waiting = self.line.waiting > 0
+        self.plain = self.open and not self._prepares and engine.observer is None
+        self.quick = self.plain and not waiting
+        returns = self.plain and not self._asks_needs_recycle and self._clean_is_fit
+        self.swift = returns and not waiting and not self.starved
+        self.brisk = returns and waiting and engine.forgotten_at == math.inf and len(self.ranking.classes) == 1
 
     # Backends come and go.
 
@@ -120,6 +120,7 @@ class Desk(Generic[C]):
         """Let a backend serve claims."""
         backend = slots.backend
         self.ranking.add(slots, backend.priority, backend.weight)
+        self.refresh()
         if slots.untried and slots.lane is not None:
             slots.lane.owner.untried += 1
 
@@ -128,6 +129,7 @@ class Desk(Generic[C]):
         if slots.untried and slots.lane is not None:
             slots.lane.owner.untried -= 1
         self.ranking.remove(slots)
+        self.refresh()
 
     def first_attempt_ended(self, slots: SlotSet[C]) -> None:
         """Note that a backend's first attempt is over: worse ones need not wait for it any longer."""
@@ -148,8 +150,7 @@ class Desk(Generic[C]):
         """
         engine = self.engine
         task = engine.check_usable()
-        attempt = Attempt(task, self.clock(), engine.policy.claim_timeout if timeout is None else timeout, site)
-        attempt.common = timeout is None
+        attempt = self.attempt(task, timeout, site)
         if engine.observer is not None:
             engine.emit(events.ClaimStart(engine.name, attempt.id))
         try:
@@ -168,8 +169,15 @@ class Desk(Generic[C]):
         slot = None if self.line.waiting else self._take(attempt)
         while True:
             if slot is None:
-                slot = await self._wait(attempt)
-            self._note_holder(slot, attempt)
+                future = self.stand_in_line(attempt)
+                try:
+                    given = await future
+                except BaseException:
+                    self.forsake(attempt)
+                    raise
+            else:
+                given = slot
+            slot = self.served(attempt, given)
             if not self._prepares:
                 return slot
             if await self._acquire(slot, attempt):
@@ -218,64 +226,71 @@ class Desk(Generic[C]):
             engine.emit(events.PoolClaimDone(engine.name, claim_id, slot.id))
             engine.emit(events.HandleClaimed(engine.name, claim_id, slot.id, name))
 
-    def _note_holder(self, slot: Slot[C], attempt: Attempt) -> None:
-        if attempt.task is not None:
-            slot.holder = weakref.ref(attempt.task)
-        slot.since = self.clock()
-        slot.site = attempt.site
-        slot.warned = False
-        slot.claim_id = attempt.id
-
     # Waiting.
 
-    async def _wait(self, attempt: Attempt) -> Slot[C]:
-        """Stand in line until a slot is handed over; raise at the deadline or when the pool ends."""
-        place = self._join(attempt)
-        attempt.future = future = self.loop.create_future()
-        try:
-            given = await future
-        except BaseException:
-            self._forsake(future, place)
-            raise
-        if given is _TERMINATED:
-            raise self.engine.ended_error()
-        if isinstance(given, Diagnosis):
-            raise given.error(attempt)
-        slot: Slot[C] = given
-        if slot.revoked or (self._prepares and not self.open):
-            self.discard(slot)
-            raise self.engine.ended_error()
-        return slot
+    def attempt(self, task: asyncio.Task[Any] | None, timeout: float | None, site: str | None) -> Attempt:
+        """Begin a claim that is to be served later or the long way."""
+        attempt: Attempt = _new(Attempt)
+        attempt.id = next(_claim_ids)
+        attempt.task = task
+        attempt.started = now = self.clock()
+        attempt.common = timeout is None
+        attempt.timeout = timeout = self._claim_timeout if timeout is None else timeout
+        attempt.deadline = now + timeout
+        attempt.site = site
+        attempt.failure = None
+        attempt.in_line = False
+        return attempt
 
-    def _join(self, attempt: Attempt) -> Place[Attempt]:
+    def stand_in_line(self, attempt: Attempt) -> asyncio.Future[Any]:
+        """Join the line: what comes of the future goes to `served`, an exception on the way to `forsake`."""
+        line = self.line
         if attempt.failure is None:
             if attempt.timeout <= 0:
                 raise diagnose(self.engine).error(attempt)
-            if self.line.waiting >= self.engine.policy.max_waiters:
-                raise QueueFullError(
-                    f"pool {self.engine.name}: {self.line.waiting} claims are waiting already, and max_waiters allows "
-                    "no more; either the backends are too slow or max_slots is too small for this load"
-                )
-            place = self.line.join(attempt, attempt.deadline, common=attempt.common)
+            if line.waiting >= self._max_waiters:
+                raise self._queue_full()
+            line.join(attempt)
         else:
             if self.clock() >= attempt.deadline:
                 raise diagnose(self.engine).error(attempt)
-            place = self.line.rejoin(attempt, attempt.deadline, common=attempt.common)
-        if self.line.waiting == 1:
+            line.rejoin(attempt)
+        attempt.future = future = self.loop.create_future()
+        if line.waiting == 1:
             self.refresh()
         if attempt.deadline < self._deadline_armed_for:
             self._arm_deadline(attempt.deadline)
-        if self.claimed + self.line.waiting > self.planned_for:
+        if self.claimed + line.waiting > self.planned_for:
             self.engine.replan()
-        return place
+        return future
 
-    def _forsake(self, future: asyncio.Future[Any], place: Place[Attempt]) -> None:
+    def forsake(self, attempt: Attempt) -> None:
         """Leave the line; give back what was handed over at the very moment of the cancellation."""
-        self.line.leave(place)
+        self.line.leave(attempt)
         if not self.line.waiting:
             self.refresh()
+        future = attempt.future
         if future.done() and not future.cancelled() and isinstance(future.result(), Slot):
             self._return_untouched(future.result())
+
+    def served(self, attempt: Attempt, given: object) -> Slot[C]:
+        """Give the slot that was handed over, or raise why there is none."""
+        if type(given) is not Slot:
+            raise given.error(attempt) if isinstance(given, Diagnosis) else self.engine.ended_error()
+        if given.revoked or (self._prepares and not self.open):
+            self.discard(given)
+            raise self.engine.ended_error()
+        given.holder = weakref.ref(attempt.task) if attempt.task is not None else None
+        given.since = self.clock()
+        given.site = attempt.site
+        given.claim_id = attempt.id
+        return given
+
+    def _queue_full(self) -> QueueFullError:
+        return QueueFullError(
+            f"pool {self.engine.name}: {self.line.waiting} claims are waiting already, and max_waiters allows "
+            "no more; either the backends are too slow or max_slots is too small for this load"
+        )
 
     def _return_untouched(self, slot: Slot[C]) -> None:
         """Take back a connection that its claimer never saw."""
@@ -288,10 +303,11 @@ class Desk(Generic[C]):
         else:
             self._pass_on(slot)
 
-    def _first_in_line(self) -> Attempt | None:
+    def first_in_line(self) -> Attempt | None:
+        """Take the first out of the line, passing over those who were cancelled and whose task has not run yet."""
         line = self.line
         attempt = line.pop()
-        while attempt is not None and attempt.gone:
+        while attempt is not None and attempt.future.done():
             attempt = line.pop()
         if not line.waiting:
             self.refresh()
@@ -303,11 +319,11 @@ class Desk(Generic[C]):
             slot = self._choose(0)
             if slot is None:
                 return
-            attempt = self._first_in_line()
+            attempt = self.first_in_line()
             if attempt is None:
                 return
             self._hand_out(slot, attempt.id)
-            attempt.give(slot)
+            attempt.future.set_result(slot)
 
     # Deadlines: one timer for the whole line.
 
@@ -333,11 +349,11 @@ class Desk(Generic[C]):
         self._deadline_armed_for = math.inf
         diagnosis: Diagnosis | None = None
         for attempt in self.line.pop_overdue(self.clock()):
-            if attempt.gone:
+            if attempt.future.done():
                 continue
             if diagnosis is None:
                 diagnosis = diagnose(self.engine)
-            attempt.give(diagnosis)
+            attempt.future.set_result(diagnosis)
         if not self.line.waiting:
             self.refresh()
         deadline = self.line.next_deadline()
@@ -438,10 +454,10 @@ class Desk(Generic[C]):
     def _pass_on(self, slot: Slot[C]) -> None:
         """Give the connection to the first in line, or put it among the idle ones."""
         if self.line.waiting and self.clock() < self.engine.forgotten_at and self.ranking.admits(slot.owner):
-            attempt = self._first_in_line()
+            attempt = self.first_in_line()
             if attempt is not None:
                 self._handed_out(slot, attempt.id)
-                attempt.give(slot)  # it stays CLAIMED: only the claimer changes
+                attempt.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
                 return
         slot.place = -1
         slot.move(UNCLAIMED)
@@ -483,8 +499,8 @@ class Desk(Generic[C]):
         """Serve nobody any more: every waiting claim is failed, every on_acquire interrupted."""
         self.open = False
         self.refresh()
-        while (attempt := self._first_in_line()) is not None:
-            attempt.give(_TERMINATED)
+        while (attempt := self.first_in_line()) is not None:
+            attempt.future.set_result(_TERMINATED)
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
             self._deadline_timer = None

@@ -122,13 +122,18 @@ def _not_ready(engine: Engine[Any]) -> str:
 def describe_holder(slot: Slot[Any], now: float) -> str:
     """Say who holds a connection, for how long, where it was claimed if known, and where the holder is now."""
     task = slot.holder() if slot.holder is not None else None
-    who = f"task {task.get_name()!r}" if task is not None else "a task that has ended"
-    text = f"{now - slot.since:.1f} s by {who}"
+    text = f"{now - slot.since:.1f} s by {holder(slot)}"
     if slot.site is not None:
         text += f", claimed at {slot.site}"
     if task is not None and not task.done():
         text += f", now in {where(task.get_coro())}"
     return text
+
+
+def holder(slot: Slot[Any]) -> str:
+    """Name the task that holds a connection."""
+    task = slot.holder() if slot.holder is not None else None
+    return f"task {task.get_name()!r}" if task is not None else "a task that has ended"
 
 
 def _task_name(attempt: Attempt) -> str:

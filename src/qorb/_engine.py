@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from qorb import events
 from qorb._core.backoff import Backoff
 from qorb._core.planner import Limits, Plan, grow, rebalance
-from qorb._desk import Attempt, Desk
+from qorb._desk import Desk
 from qorb._diagnosis import describe_holder, diagnose
 from qorb._resolving import Watch
 from qorb._slot import CLAIMED
@@ -333,9 +333,8 @@ class Engine(Generic[C]):
         desk = self.desk
         self.forgotten_at = plan.forgotten_at
         desk.planned_for = math.inf if plan.saturated else desk.claimed + desk.line.waiting
-        if desk.starved is not plan.starved:
-            desk.starved = plan.starved
-            desk.refresh()
+        desk.starved = plan.starved
+        desk.refresh()
 
     # Waiting until everything is connected.
 
@@ -344,7 +343,7 @@ class Engine(Generic[C]):
         task = self.check_usable()
         if self._is_ready():
             return
-        attempt = Attempt(task, self.loop.time(), timeout, None)
+        attempt = self.desk.attempt(task, timeout, None)
         future: asyncio.Future[Any] = self.loop.create_future()
         self._ready[future] = None
         timer = self.timers.after(timeout, lambda: None if future.done() else future.set_result(diagnose(self)))
@@ -468,10 +467,10 @@ class Engine(Generic[C]):
         next_look = now + limit
         for slots in self.sets.values():
             for slot in slots.slots:
-                if slot.state is not CLAIMED or slot.warned:
+                if slot.state is not CLAIMED or slot.warned_since == slot.since:
                     continue
                 if slot.since + limit <= now:
-                    slot.warned = True
+                    slot.warned_since = slot.since
                     held = describe_holder(slot, now)
                     logger.warning("pool %s: slot %d to %s is claimed for %s", self.name, slot.id, slot.backend, held)
                 else:

@@ -70,7 +70,7 @@ class Slot(Generic[C]):
         "since",
         "site",
         "state",
-        "warned",
+        "warned_since",
     )
 
     def __init__(self, owner: SlotSet[C], replaces: Slot[C] | None = None) -> None:
@@ -94,7 +94,8 @@ class Slot(Generic[C]):
         """When the slot was claimed last, or connected."""
         self.site: str | None = None
         """Where it was claimed, when that is known."""
-        self.warned = False
+        self.warned_since = -math.inf
+        """`since` of the claim that was logged for its length."""
         self.claim_id = 0
         self.place = 0
         """Where among the idle connections it is to stand: the last is handed out first."""
@@ -133,7 +134,7 @@ class Slot(Generic[C]):
             self._due_timer = None
         if self.connection is not None:
             self._outgoing, self.connection, self.ready = self.connection, None, None
-        self.odd = self.due = self.warned = False
+        self.odd = self.due = False
 
     # What others ask for.
 

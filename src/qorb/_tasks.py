@@ -253,10 +253,10 @@ class TaskOwner:
         if self._repeat is not None:
             self._repeat.cancel()
             self._repeat = None
-        for life in tuple(self.tasks.values()):
-            life.stop()
         if self.tasks:
             self._repeat = self._timers.after(REPEAT, self.stop_all)
+        for life in tuple(self.tasks.values()):
+            life.stop()
 
     def owns(self, task: asyncio.Task[Any] | None) -> Life | None:
         """Give the life that runs in that task, if it is one of ours."""

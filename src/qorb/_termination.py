@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from qorb import events
+from qorb._diagnosis import describe_holder, holder
 from qorb._slot import CLAIMED, Slot
 from qorb._tasks import logger, where
 from qorb.errors import TerminationError
@@ -39,6 +40,7 @@ class Termination:
         self._stop_at = math.inf
         self._stop_timer: Timer | None = None
         self._stopped = False
+        self._warn_timer: Timer | None = None
         self._callers: dict[asyncio.Future[bool], None] = {}
 
     async def terminate(self, grace: float, held: Held, timeout: float | None) -> None:
@@ -76,15 +78,22 @@ class Termination:
         now = engine.loop.time()
         if engine.state is PoolState.RUNNING:
             self._held = held
-            self._began = now
-            if engine.observer is not None:
-                engine.emit(events.PoolTerminateStart(engine.name, str(engine.ledger())))
-            engine.halt()
+            self._halt()
             self._retire_all()
-        if self._stopped or engine.over:
-            return
-        self._stop_by(now + (grace if engine.claims_out() else min(grace, GRACEFUL_CLOSE)))
-        self.look()
+        if not self._stopped and not engine.over:
+            self._stop_by(now + (grace if engine.claims_out() else min(grace, GRACEFUL_CLOSE)))
+
+    def _halt(self) -> None:
+        """Let nothing begin any more, and say so."""
+        engine = self._engine
+        left = str(engine.ledger()) if engine.observer is not None else ""
+        self._began = engine.loop.time()
+        engine.halt()
+        self._warn_later()
+        # Whoever waited has to hear of the end before it has come, even when there is no task to be waited for.
+        engine.timers.soon(self.look)
+        if engine.observer is not None:
+            engine.emit(events.PoolTerminateStart(engine.name, left))
 
     def _retire_all(self) -> None:
         """Close idle connections gracefully, give up attempts and checks, stop the resolver."""
@@ -122,9 +131,8 @@ class Termination:
                 for slot in tuple(slots.slots):
                     if slot.state is CLAIMED and slot not in acquiring:
                         slot.detach()
+        self._warn_later()
         engine.tasks.stop_all()
-        engine.timers.after(WARN_EVERY, self._warn)
-        self.look()
 
     def abort(self) -> None:
         """End at once, without grace: for emergencies. Synchronous; needs no running loop."""
@@ -135,7 +143,7 @@ class Termination:
             self._destroy()
             return
         if engine.state is PoolState.RUNNING:
-            engine.halt()
+            self._halt()
         for life in tuple(engine.tasks.tasks.values()):
             if isinstance(life, Slot):
                 life.emergency_exit()
@@ -158,6 +166,7 @@ class Termination:
         engine = self._engine
         if engine.state is not PoolState.TERMINATING or engine.tasks.tasks or engine.desk.acquiring:
             return
+        engine.state = PoolState.TERMINATED  # before the observer hears of it, who may call abort()
         if engine.observer is not None:
             engine.emit(events.PoolTerminateDone(engine.name, "nothing"))
         engine.ended()
@@ -165,16 +174,30 @@ class Termination:
             if not future.done():
                 future.set_result(True)
 
+    def _warn_later(self) -> None:
+        if self._warn_timer is not None:
+            self._warn_timer.cancel()
+        self._warn_timer = self._engine.timers.after(WARN_EVERY, self._warn)
+
     def _warn(self) -> None:
-        if self._engine.state is PoolState.TERMINATING:
-            waited = self._engine.loop.time() - self._began
+        self._warn_later()
+        now = self._engine.loop.time()
+        if self._stopped or now < self._stop_at:  # otherwise it stops in this very turn
+            waited = now - self._began
             logger.warning("pool %s has not ended after %.1f s: %s", self._engine.name, waited, self._left())
-            self._engine.timers.after(WARN_EVERY, self._warn)
 
     def _left(self) -> str:
+        """Say what is under way: in which task, for which backend, for how long, and where it waits."""
         engine = self._engine
-        left = [life.describe() for life in engine.tasks.tasks.values()]
-        left += [
-            f"on_acquire of {slot.name} in {where(call.coroutine)}" for call, slot in engine.desk.acquiring.items()
+        now = engine.loop.time()
+        acquiring = engine.desk.acquiring
+        left = [
+            f"{slot.name}: on_acquire for {now - call.since:.1f} s by {holder(slot)} in {where(call.coroutine)}"
+            for call, slot in acquiring.items()
         ]
-        return "; ".join(left) or str(engine.ledger())
+        for life in engine.tasks.tasks.values():
+            if not isinstance(life, Slot) or life.state is not CLAIMED:
+                left.append(life.describe())
+            elif life not in acquiring.values():
+                left.append(f"{life.name}: claimed for {describe_holder(life, now)}")
+        return "; ".join(left)

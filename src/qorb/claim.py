@@ -62,40 +62,61 @@ class ClaimRequest(Generic[C]):
             """Give the connection back. Never suspends."""
             ...
 
-    def _enter_quickly(self) -> Awaitable[C]:
+    def _enter_quickly(self) -> Awaitable[C]:  # noqa: PLR0911 - each way out is a short cut not taken
         """Take an idle connection: it comes in a future that is done already, which costs less than a coroutine."""
         desk: Desk[C] | None = self._pool._desk  # noqa: SLF001 - a request is a part of its pool
-        if desk is not None and desk.quick and self._slot is None and get_ident() == desk.thread:
-            best = desk.ranking.best
-            task = current_task(desk.loop)
-            if best is not None and task is not None:
-                ring = best.low
-                slots = ring.head
-                if slots is not None and slots.load == ring.level and slots.idle:
-                    slot = slots.idle[-1]
-                    if not desk.checks_closed or desk.engine.seems_open(slot):
-                        ring.head = slots.next
-                        slots.idle.pop()
-                        slot.state = CLAIMED
-                        slots.load += 1
-                        slots.total_claims += 1
-                        desk.claimed = claimed = desk.claimed + 1
-                        if claimed > desk.planned_for:
-                            desk.engine.replan()
-                        slot.holder = ref(task)
-                        slot.since = desk.clock()
-                        if desk.tracing:
-                            slot.site = self._site
-                            slot.warned = False
-                        self._slot = slot
-                        return slot.ready  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - an idle slot has one
-        return self._enter()
+        if desk is None or not desk.plain or self._slot is not None or get_ident() != desk.thread:
+            return self._enter()
+        task = current_task(desk.loop)
+        if task is None:
+            return self._enter()
+        if not desk.quick:
+            return self._wait(desk, task)
+        best = desk.ranking.best
+        if best is None:
+            return self._enter()
+        slots = best.low.head
+        if slots is None or slots.load != slots.level or not slots.idle:
+            slots = best.first()
+            if slots is None:
+                return self._enter()
+        slot = slots.idle[-1]
+        if desk.checks_closed and not desk.engine.seems_open(slot):
+            return self._enter()
+        best.low.head = slots.next
+        slots.idle.pop()
+        slot.state = CLAIMED
+        slots.load += 1
+        slots.total_claims += 1
+        desk.claimed = claimed = desk.claimed + 1
+        if claimed > desk.planned_for:
+            desk.engine.replan()
+        slot.holder = ref(task)
+        slot.since = desk.clock()
+        if desk.tracing:
+            slot.site = self._site
+        self._slot = slot
+        return slot.ready  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - an idle slot has one
+
+    async def _wait(self, desk: Desk[C], task: asyncio.Task[Any]) -> C:
+        """Stand in line, when there is nothing to do but wait for one's turn."""
+        attempt = desk.attempt(task, self._timeout, self._site)
+        future = desk.stand_in_line(attempt)
+        try:
+            given = await future
+        except BaseException:
+            desk.forsake(attempt)
+            raise
+        self._slot = slot = desk.served(attempt, given)
+        slot.owner.total_claims += 1
+        return slot.connection  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - it is claimed
 
     async def _enter(self) -> C:
-        slot = await self._take()
-        self._slot = slot
-        connection: C = slot.connection  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType] - it is claimed
-        return connection
+        if self._slot is not None:
+            raise RuntimeError("this claim request is in use; call pool.claim() for every claim")
+        desk = self._pool._running_desk()  # noqa: SLF001 - a request is a part of its pool
+        self._slot = slot = await desk.claim(self._timeout, self._site)
+        return slot.connection  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - it is claimed
 
     def _exit(self, *exc: object) -> Awaitable[None]:
         """Give the connection back."""
@@ -113,6 +134,14 @@ class ClaimRequest(Generic[C]):
             slots.load = load = slots.load - 1
             if load < slots.level:
                 desk.ranking.improve(slots)
+        elif (
+            kind is None
+            and desk.brisk
+            and not slot.odd
+            and (not desk.checks_closed or desk.engine.seems_open(slot))
+            and (first := desk.first_in_line()) is not None
+        ):
+            first.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
         else:
             desk.release(slot, _outcome(kind))
         return desk.done
@@ -122,14 +151,9 @@ class ClaimRequest(Generic[C]):
         __aexit__ = _exit
 
     async def _claim(self) -> Claim[C]:
-        slot = await self._take()
-        return Claim(self._pool, slot)
-
-    async def _take(self) -> Slot[C]:
-        if self._slot is not None:
-            raise RuntimeError("this claim request is in use; call pool.claim() for every claim")
-        desk = self._pool._running_desk()  # noqa: SLF001 - a request is a part of its pool
-        return await desk.claim(self._timeout, self._site)
+        await self._enter_quickly()
+        slot, self._slot = self._slot, None
+        return Claim(self._pool, slot)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - it is there now
 
 
 class Claim(Generic[C]):
