@@ -43,23 +43,32 @@ _TERMINATED = object()
 
 
 class Attempt(Place):
-    """One claim that was not served at once: who, until when, and what went wrong so far."""
+    """One try to get a connection: who, until when, and what went wrong so far. A ClaimRequest is one."""
 
-    # No __init__: Desk.attempt() fills the attributes in, which takes half the time.
-    __slots__ = ("failure", "future", "id", "site", "started", "task", "timeout")
+    # No __init__: whoever makes one fills in what is asked for, which takes half the time; Desk.begin() does the rest.
+    __slots__ = ("asked", "failure", "future", "id", "site", "started", "task", "timeout")
 
+    asked: float | None
+    """The timeout that the caller gave; None: the policy's."""
+    site: str | None
+    """Where it was asked for, when that is known."""
+    future: asyncio.Future[Any] | None
+    """What the claimer waits for: a slot, a diagnosis, or the news that the pool ends. None: nothing asked yet."""
     id: int
     task: asyncio.Task[Any] | None
     started: float
     timeout: float
-    site: str | None
     failure: BaseException | None
     """What on_acquire raised last."""
-    future: asyncio.Future[Any]
-    """What the claimer waits for: a slot, a diagnosis, or the news that the pool ends."""
 
+    def served(self) -> bool:
+        """Say whether the claimer has been given something, or was cancelled and has not run yet."""
+        return self.future is None or self.future.done()
 
-_new: Any = object.__new__
+    def give(self, what: object) -> None:
+        """Wake the claimer."""
+        if self.future is not None:
+            self.future.set_result(what)
 
 
 class Desk(Generic[C]):
@@ -143,14 +152,15 @@ class Desk(Generic[C]):
 
     # A claim, the long way.
 
-    async def claim(self, timeout: float | None, site: str | None) -> Slot[C]:
+    async def claim(self, attempt: Attempt) -> Slot[C]:
         """Get a slot whose connection is ready for use, or raise why there is none.
 
         Cancelled at whatever point, it gives back what it had been given.
         """
         engine = self.engine
-        task = engine.check_usable()
-        attempt = self.attempt(task, timeout, site)
+        self.begin(attempt, engine.check_usable())
+        attempt.id = next(_claim_ids)
+        attempt.future = self.done
         if engine.observer is not None:
             engine.emit(events.ClaimStart(engine.name, attempt.id))
         try:
@@ -177,7 +187,7 @@ class Desk(Generic[C]):
                     raise
             else:
                 given = slot
-            slot = self.served(attempt, given)
+            slot = self.take_over(attempt, given)
             if not self._prepares:
                 return slot
             if await self._acquire(slot, attempt):
@@ -228,22 +238,19 @@ class Desk(Generic[C]):
 
     # Waiting.
 
-    def attempt(self, task: asyncio.Task[Any] | None, timeout: float | None, site: str | None) -> Attempt:
-        """Begin a claim that is to be served later or the long way."""
-        attempt: Attempt = _new(Attempt)
-        attempt.id = next(_claim_ids)
-        attempt.task = task
+    def begin(self, attempt: Attempt, task: asyncio.Task[Any] | None) -> None:
+        """Let the time allowed begin."""
+        asked = attempt.asked
+        attempt.common = asked is None
+        attempt.timeout = timeout = self._claim_timeout if asked is None else asked
         attempt.started = now = self.clock()
-        attempt.common = timeout is None
-        attempt.timeout = timeout = self._claim_timeout if timeout is None else timeout
         attempt.deadline = now + timeout
-        attempt.site = site
+        attempt.task = task
         attempt.failure = None
-        attempt.in_line = False
-        return attempt
+        attempt.id = 0
 
     def stand_in_line(self, attempt: Attempt) -> asyncio.Future[Any]:
-        """Join the line: what comes of the future goes to `served`, an exception on the way to `forsake`."""
+        """Join the line: what comes of the future goes to `take_over`, an exception on the way to `forsake`."""
         line = self.line
         if attempt.failure is None:
             if attempt.timeout <= 0:
@@ -270,10 +277,10 @@ class Desk(Generic[C]):
         if not self.line.waiting:
             self.refresh()
         future = attempt.future
-        if future.done() and not future.cancelled() and isinstance(future.result(), Slot):
+        if future is not None and future.done() and not future.cancelled() and isinstance(future.result(), Slot):
             self._return_untouched(future.result())
 
-    def served(self, attempt: Attempt, given: object) -> Slot[C]:
+    def take_over(self, attempt: Attempt, given: object) -> Slot[C]:
         """Give the slot that was handed over, or raise why there is none."""
         if type(given) is not Slot:
             raise given.error(attempt) if isinstance(given, Diagnosis) else self.engine.ended_error()
@@ -307,7 +314,7 @@ class Desk(Generic[C]):
         """Take the first out of the line, passing over those who were cancelled and whose task has not run yet."""
         line = self.line
         attempt = line.pop()
-        while attempt is not None and attempt.future.done():
+        while attempt is not None and attempt.served():
             attempt = line.pop()
         if not line.waiting:
             self.refresh()
@@ -323,7 +330,7 @@ class Desk(Generic[C]):
             if attempt is None:
                 return
             self._hand_out(slot, attempt.id)
-            attempt.future.set_result(slot)
+            attempt.give(slot)
 
     # Deadlines: one timer for the whole line.
 
@@ -349,11 +356,11 @@ class Desk(Generic[C]):
         self._deadline_armed_for = math.inf
         diagnosis: Diagnosis | None = None
         for attempt in self.line.pop_overdue(self.clock()):
-            if attempt.future.done():
+            if attempt.served():
                 continue
             if diagnosis is None:
                 diagnosis = diagnose(self.engine)
-            attempt.future.set_result(diagnosis)
+            attempt.give(diagnosis)
         if not self.line.waiting:
             self.refresh()
         deadline = self.line.next_deadline()
@@ -457,7 +464,7 @@ class Desk(Generic[C]):
             attempt = self.first_in_line()
             if attempt is not None:
                 self._handed_out(slot, attempt.id)
-                attempt.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
+                attempt.give(slot)  # it stays CLAIMED: only the claimer changes
                 return
         slot.place = -1
         slot.move(UNCLAIMED)
@@ -500,7 +507,7 @@ class Desk(Generic[C]):
         self.open = False
         self.refresh()
         while (attempt := self.first_in_line()) is not None:
-            attempt.future.set_result(_TERMINATED)
+            attempt.give(_TERMINATED)
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
             self._deadline_timer = None

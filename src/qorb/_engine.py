@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from qorb import events
 from qorb._core.backoff import Backoff
 from qorb._core.planner import Limits, Plan, grow, rebalance
-from qorb._desk import Desk
+from qorb._desk import Attempt, Desk
 from qorb._diagnosis import describe_holder, diagnose
 from qorb._resolving import Watch
 from qorb._slot import CLAIMED
@@ -343,7 +343,9 @@ class Engine(Generic[C]):
         task = self.check_usable()
         if self._is_ready():
             return
-        attempt = self.desk.attempt(task, timeout, None)
+        attempt = Attempt(math.inf, common=False)
+        attempt.asked, attempt.site = timeout, None
+        self.desk.begin(attempt, task)
         future: asyncio.Future[Any] = self.loop.create_future()
         self._ready[future] = None
         timer = self.timers.after(timeout, lambda: None if future.done() else future.set_result(diagnose(self)))

@@ -14,7 +14,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
-from qorb._desk import check_thread
+from qorb._desk import Attempt, check_thread
 from qorb._slot import CLAIMED, UNCLAIMED
 from qorb.connector import Outcome
 from qorb.errors import ClaimReleasedError, ClaimRevokedError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 
-class ClaimRequest(Generic[C]):
+class ClaimRequest(Attempt, Generic[C]):
     """A claim that is to be made: nothing happens until it is awaited or entered.
 
     `async with pool.claim() as connection:` gives the connection itself and returns it at the end of the block;
@@ -41,12 +41,11 @@ class ClaimRequest(Generic[C]):
     """
 
     # No __init__: Pool.claim() fills the attributes in, which takes half the time.
-    __slots__ = ("_pool", "_site", "_slot", "_timeout")
+    __slots__ = ("pool", "slot")
 
-    _pool: Pool[C]
-    _timeout: float | None
-    _slot: Slot[C] | None
-    _site: str | None
+    pool: Pool[C]
+    slot: Slot[C] | None
+    """What it holds while entered."""
 
     def __await__(self) -> Generator[Any, Any, Claim[C]]:
         """Make the claim; it must be released."""
@@ -64,8 +63,8 @@ class ClaimRequest(Generic[C]):
 
     def _enter_quickly(self) -> Awaitable[C]:  # noqa: PLR0911 - each way out is a short cut not taken
         """Take an idle connection: it comes in a future that is done already, which costs less than a coroutine."""
-        desk: Desk[C] | None = self._pool._desk  # noqa: SLF001 - a request is a part of its pool
-        if desk is None or not desk.plain or self._slot is not None or get_ident() != desk.thread:
+        desk: Desk[C] | None = self.pool._desk  # noqa: SLF001 - a request is a part of its pool
+        if desk is None or not desk.plain or self.future is not None or get_ident() != desk.thread:
             return self._enter()
         task = current_task(desk.loop)
         if task is None:
@@ -94,37 +93,38 @@ class ClaimRequest(Generic[C]):
         slot.holder = ref(task)
         slot.since = desk.clock()
         if desk.tracing:
-            slot.site = self._site
-        self._slot = slot
+            slot.site = self.site
+        self.slot = slot
+        self.future = slot.ready
         return slot.ready  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - an idle slot has one
 
     async def _wait(self, desk: Desk[C], task: asyncio.Task[Any]) -> C:
         """Stand in line, when there is nothing to do but wait for one's turn."""
-        attempt = desk.attempt(task, self._timeout, self._site)
-        future = desk.stand_in_line(attempt)
+        desk.begin(self, task)
+        future = desk.stand_in_line(self)
         try:
             given = await future
         except BaseException:
-            desk.forsake(attempt)
+            desk.forsake(self)
             raise
-        self._slot = slot = desk.served(attempt, given)
+        self.slot = slot = desk.take_over(self, given)
         slot.owner.total_claims += 1
         return slot.connection  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - it is claimed
 
     async def _enter(self) -> C:
-        if self._slot is not None:
-            raise RuntimeError("this claim request is in use; call pool.claim() for every claim")
-        desk = self._pool._running_desk()  # noqa: SLF001 - a request is a part of its pool
-        self._slot = slot = await desk.claim(self._timeout, self._site)
+        if self.future is not None:
+            raise RuntimeError("this claim request has been used; call pool.claim() for every claim")
+        desk = self.pool._running_desk()  # noqa: SLF001 - a request is a part of its pool
+        self.slot = slot = await desk.claim(self)
         return slot.connection  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - it is claimed
 
     def _exit(self, *exc: object) -> Awaitable[None]:
         """Give the connection back."""
-        slot = self._slot
-        desk = self._pool._desk  # noqa: SLF001 - as above
+        slot = self.slot
+        desk = self.pool._desk  # noqa: SLF001 - as above
         if slot is None or desk is None:
             return _nothing()
-        self._slot = None
+        self.slot = None
         kind = exc[0]
         if kind is None and desk.swift and not slot.odd and (not desk.checks_closed or desk.engine.seems_open(slot)):
             slot.state = UNCLAIMED
@@ -141,7 +141,7 @@ class ClaimRequest(Generic[C]):
             and (not desk.checks_closed or desk.engine.seems_open(slot))
             and (first := desk.first_in_line()) is not None
         ):
-            first.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
+            first.give(slot)  # it stays CLAIMED: only the claimer changes
         else:
             desk.release(slot, _outcome(kind))
         return desk.done
@@ -152,8 +152,8 @@ class ClaimRequest(Generic[C]):
 
     async def _claim(self) -> Claim[C]:
         await self._enter_quickly()
-        slot, self._slot = self._slot, None
-        return Claim(self._pool, slot)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - it is there now
+        slot, self.slot = self.slot, None
+        return Claim(self.pool, slot)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - it is there now
 
 
 class Claim(Generic[C]):

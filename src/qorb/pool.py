@@ -140,11 +140,11 @@ class Pool(Generic[C]):
         if timeout is not None:
             _check_duration("timeout", timeout)
         request: ClaimRequest[C] = _new(ClaimRequest)
-        request._pool = self  # noqa: SLF001 - filled in here for speed, see ClaimRequest
-        request._timeout = timeout  # noqa: SLF001
-        request._slot = None  # noqa: SLF001
+        request.pool = self
+        request.asked = timeout
+        request.slot = request.future = None
         desk = self._desk
-        request._site = call_site() if desk is not None and desk.tracing else None  # noqa: SLF001
+        request.site = call_site() if desk is not None and desk.tracing else None
         return request
 
     async def terminate(
