@@ -126,12 +126,13 @@ class Interruption(Generic[T]):
 
     def __init__(self, attempt: Attempt, operation: Awaitable[T], action: Callable[[], object] | None = None) -> None:
         """Prepare to interrupt the operation by calling `action`; None: by what the attempt says."""
+        self._watched = _Watched(operation, self._suspended)
         if attempt.tasks is not None:
+            self._watched.close()
             raise RuntimeError(f"this attempt cancels tasks named {attempt.tasks!r}; await the operation itself")
         self._attempt = attempt
         self._act = None if action is None else _in_any_case(action)
         self._loop = virtual_loop("at_every_await()")
-        self._watched = _Watched(operation, self._suspended)
         by: Way = attempt.by if action is None else "cancel"
         self._task = asyncio.Task(self._within(by), loop=self._loop, name="operation")
         self._interrupt: Callable[[], bool] | None = None
@@ -143,6 +144,7 @@ class Interruption(Generic[T]):
         """Wait until the operation has ended, whichever way; interrupt it when the step comes."""
         try:
             await asyncio.wait([self._task])
+            self._watched.close()
         finally:
             self._task.cancel()
 
@@ -187,10 +189,12 @@ class Interruption(Generic[T]):
         """Await the operation itself."""
         self._interrupt = interrupt
         try:
-            return await self._watched
+            result: T = await self._watched
         except asyncio.CancelledError:
             self._cancelled = True
             raise
+        else:
+            return result
         finally:
             self._interrupt = None
 
@@ -267,6 +271,10 @@ class _Watched(Generator[Any, Any, T]):
         waits_for = self.awaited.send(value)
         self._suspended(waits_for)
         return waits_for
+
+    def close(self) -> None:
+        """End the operation if it never began, so that nobody complains that it was not awaited."""
+        self.awaited.close()
 
     def throw(  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
         self, error: BaseException

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from qorb.pool import Pool
 
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-_SHARED = (enum.Enum, Backend, Policy)
-"""Values that belong to nobody: what refers to them need not belong to the pool."""
+_SHARED = (enum.Enum, Backend, Policy, asyncio.AbstractEventLoop)
+"""What several pools may refer to."""
 
 
 def assert_nothing_left(pool: Pool[Any]) -> None:

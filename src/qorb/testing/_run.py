@@ -43,6 +43,8 @@ def run(main: Callable[[], Awaitable[T]], *, seed: int = 0, patience: int = 1_00
     """
     if not callable(main):
         _refuse(main)
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented by asyncio, and does not raise
+        raise RuntimeError("run() cannot be called while an event loop is running")
     loop = VirtualLoop(seed=seed, patience=patience)
     try:
         result = _run_to_the_end(loop, main)
@@ -66,7 +68,8 @@ def _run_to_the_end(loop: VirtualLoop, main: Callable[[], Awaitable[T]]) -> T:
     async def call_main() -> T:
         return await main()
 
-    task = loop.main = asyncio.Task(call_main(), loop=loop, name="main")
+    task = asyncio.Task(call_main(), loop=loop, name="main")
+    loop.main = task
     try:
         return loop.run_until_complete(task)
     finally:
