@@ -8,7 +8,8 @@ Two kinds of tests wait:
 Both kinds are plain functions, not coroutines; `leak_check` looks after all of them.
 
 The environment variable QORB_TEST_LOOP chooses the real loop: "asyncio" (the default), "uvloop", or "eager" (asyncio
-with eager tasks, Python 3.12 and later). "make test-matrix" runs the suite with each.
+with eager tasks, Python 3.12 and later; tasks in virtual time are eager then, too). "make test-matrix" runs the suite
+with each.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 from hypothesis import settings
+
+from qorb.testing._loop import VirtualLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -104,6 +107,20 @@ def leak_check(asyncio_log: AsyncioLog) -> Iterator[None]:
     left = [thread.name for thread in threading.enumerate() if thread not in threads and not thread.daemon]
     assert not left, f"threads left behind: {left}"
     assert not asyncio_log.records, f"asyncio has logged:\n{asyncio_log}"
+
+
+@pytest.fixture(autouse=True)
+def eager_tasks_in_virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With QORB_TEST_LOOP=eager, `qorb.testing.run` has eager tasks as well."""
+    if os.environ.get("QORB_TEST_LOOP") != "eager":
+        return
+    make = VirtualLoop.__init__
+
+    def make_eager(loop: VirtualLoop, **options: Any) -> None:
+        make(loop, **options)
+        loop.set_task_factory(asyncio.eager_task_factory)
+
+    monkeypatch.setattr(VirtualLoop, "__init__", make_eager)
 
 
 @pytest.fixture
