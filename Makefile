@@ -99,17 +99,20 @@ clean: ## Remove everything that was built or installed here
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo 'qorb needs Python 3.11 or newer; name one with PYTHON=...' >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "Making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: requirements-dev.txt constraints.txt | $(VENV)/bin/python
-	$(PIP_INSTALL) -r requirements-dev.txt
+	@echo "Installing what the checks need"
+	@$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@
 
 $(VENV)/.wheel: $(VENV)/.installed $(SOURCES)
+	@echo "Building and installing the wheel"
 	@rm -rf build/wheel
-	$(RUN) pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel .
-	$(PIP_INSTALL) --force-reinstall --no-deps build/wheel/qorb-*.whl
-	$(PIP_INSTALL) -c constraints.txt "$$(echo build/wheel/qorb-*.whl)[all]"
+	@$(RUN) pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel .
+	@$(PIP_INSTALL) --force-reinstall --no-deps build/wheel/qorb-*.whl
+	@$(PIP_INSTALL) -c constraints.txt "$$(echo build/wheel/qorb-*.whl)[all]"
 	@touch $@
 
 .venv-bench/.installed: benchmarks/requirements.txt $(SOURCES) | $(VENV)/.wheel
