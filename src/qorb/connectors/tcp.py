@@ -113,13 +113,13 @@ class TcpConnector(Connector[TcpStream]):
         look-up does. (A DnsResolver finds addresses without a thread.) Cancelled anywhere else, it ends at once. Either
         way nothing stays open.
         """
+        name = None if self._ssl is None else _server_name(backend)
         sock = await self._dial(backend)
         try:
-            return await self._open_stream(sock, backend)
+            return await self._open_stream(sock, name)
         except (OSError, ValueError) as error:
-            step = f"connecting to {_shown(backend.address)}"
-            if self._ssl is not None:
-                step = f"the TLS handshake with {_shown(backend.address)} as {_server_name(backend)!r}"
+            where = _shown(backend.address)
+            step = f"connecting to {where}" if name is None else f"the TLS handshake with {where} as {name!r}"
             raise ConnectError(f"{step} failed: {_reason(error)}", backend.name) from error
 
     async def validate(self, connection: TcpStream) -> None:
@@ -194,17 +194,12 @@ class TcpConnector(Connector[TcpStream]):
             raise
         return sock
 
-    async def _open_stream(self, sock: socket.socket, backend: Backend) -> TcpStream:
+    async def _open_stream(self, sock: socket.socket, name: str | None) -> TcpStream:
         """Put a stream, and TLS, on a connected socket, which from here on belongs to the stream."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=_STREAM_LIMIT, loop=loop)
         protocol = _Protocol(reader, loop)
-        name: str | None = None
         try:
-            if self._ssl is not None:
-                name = _server_name(backend)
-                if not name or "\0" in name:  # asyncio would check no name at all; nor can it take a null character
-                    raise ValueError("that is no name to check a certificate for")
             transport, _ = await loop.create_connection(
                 lambda: protocol, sock=sock, ssl=self._ssl, server_hostname=name
             )
@@ -368,8 +363,18 @@ def _unread(reader: asyncio.StreamReader) -> int:
 
 
 def _server_name(backend: Backend) -> str:
-    """What the certificate must be good for; TLS wants it without the final dot (RFC 6066, section 3)."""
-    return (backend.server_name or backend.host).removesuffix(".")
+    """What the certificate must be good for; TLS wants it without the final dot (RFC 6066, section 3).
+
+    Raises ConnectError for what is no name: some event loops lose the socket over it, and none checks an empty one.
+    """
+    name = (backend.server_name or backend.host).removesuffix(".")
+    try:
+        name.encode("idna")
+    except UnicodeError as error:
+        raise ConnectError(f"no certificate can be good for the server name {name!r}: {error}", backend.name) from error
+    if not name or "\0" in name:
+        raise ConnectError(f"no certificate can be good for the server name {name!r}", backend.name)
+    return name
 
 
 def _reason(error: Exception) -> str:
