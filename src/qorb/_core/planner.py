@@ -111,8 +111,8 @@ class Plan(Generic[S]):
     """Something was not to be had, or is only lent, or would be shared otherwise: plan again when a slot ends, demand
     falls (a claim is released, a waiting one gives up) or an attempt fails. Otherwise none of these matters."""
     forgotten: S | None
-    """This backend gets the next slot that comes free from `forgotten_at` on, even when claims wait, unless that is
-    the only slot of its backend. Plan again at that moment too: there may be a slot to take that nobody uses."""
+    """This backend gets the next slot that comes free from `forgotten_at` on, even when claims wait: plan again then
+    before a released slot is handed on. Plan again at that moment too: there may be a slot that nobody uses."""
     forgotten_at: float
     """Loop time in seconds; math.inf when no backend is forgotten."""
     saturated: bool
@@ -149,12 +149,14 @@ def targets(sets: Sequence[S], waiting: int, limits: Limits, now: float) -> tupl
 
 @dataclass(slots=True)
 class _Roll(Generic[S]):
-    """What exists, read once. `sharing`, `held` and `floors` run in parallel."""
+    """What exists, read once. `sharing`, `held`, `floors` and `endings` run in parallel."""
 
     sharing: list[S]
     held: list[int]
     """Slots that exist and have not been told to end."""
     floors: list[int]
+    endings: list[int]
+    """Slots that were told to end."""
     offline: list[S]
     unplaced: list[S]
     """Never tried, without a slot, and the floors leave not even one for them."""
@@ -171,6 +173,7 @@ def _read(sets: Sequence[S], waiting: int, limits: Limits) -> _Roll[S]:
     sharing: list[S] = []
     held: list[int] = []
     floors: list[int] = []
+    endings: list[int] = []
     fresh: list[S] = []
     offline: list[S] = []
     demand, alive, leaving, ending, leaving_ending = waiting, 0, 0, 0, 0
@@ -189,12 +192,14 @@ def _read(sets: Sequence[S], waiting: int, limits: Limits) -> _Roll[S]:
             sharing.append(each)
             held.append(exist)
             floors.append(claimed or 1)
+            endings.append(ends)
         elif not each.untried:
             offline.append(each)
         elif exist:
             sharing.append(each)
             held.append(exist)
             floors.append(1)
+            endings.append(ends)
         else:
             fresh.append(each)
     budget = limits.max_slots - leaving - leaving_ending
@@ -204,7 +209,8 @@ def _read(sets: Sequence[S], waiting: int, limits: Limits) -> _Roll[S]:
     sharing += placed
     held += [0] * len(placed)
     floors += [1] * len(placed)
-    return _Roll(sharing, held, floors, offline, fresh[len(placed) :], demand, budget, room, ending)
+    endings += [each.ending for each in placed]
+    return _Roll(sharing, held, floors, endings, offline, fresh[len(placed) :], demand, budget, room, ending)
 
 
 @dataclass(slots=True)
@@ -239,10 +245,10 @@ def _aim(sets: Sequence[S], waiting: int, limits: Limits, now: float) -> _Aim[S]
     roll = _read(sets, waiting, limits)
     cap, floor = limits.max_slots_per_backend, sum(roll.floors)
     total = max(min(roll.demand + limits.spares_wanted, roll.budget), floor)
-    shares = _share(roll.floors, roll.held, total, cap)
+    shares = _share(roll, total, cap)
     turns, lent = _turns(roll, roll.budget - sum(shares), roll.budget - floor, limits, now)
     if lent:
-        shares = _share(roll.floors, roll.held, total - 1, cap)
+        shares = _share(roll, total - 1, cap)
     others = _without(roll.offline, turns)
     offline = turns + others
     held = roll.held + [each.connecting for each in offline]
@@ -264,12 +270,13 @@ def _aim(sets: Sequence[S], waiting: int, limits: Limits, now: float) -> _Aim[S]
     )
 
 
-def _share(floors: list[int], held: list[int], total: int, cap: int) -> list[int]:
+def _share(roll: _Roll[S], total: int, cap: int) -> list[int]:
     """Share the total: to each its floor or the level, whichever is more, but no more than the cap.
 
     The level is the highest whose sum fits. What then remains goes, one each, to those that hold most already, so that
     nothing is torn down here to be built up there.
     """
+    floors = roll.floors
     rest, sharers = total, len(floors)
     for floor in sorted(floors, reverse=True):
         if floor * sharers <= rest:
@@ -284,7 +291,11 @@ def _share(floors: list[int], held: list[int], total: int, cap: int) -> list[int
     shares = [max(floor, level) for floor in floors] if sharers < len(floors) else [level] * len(floors)
     if remainder:
         takers = [i for i, floor in enumerate(floors) if floor <= level]
-        takers.sort(key=held.__getitem__, reverse=True)
+        takers.sort(key=roll.held.__getitem__, reverse=True)
+        if roll.ending:
+            # Those whose own ending slots leave no room for one more come last: what they cannot have yet, the next
+            # plan would give to another.
+            takers.sort(key=lambda i: level + roll.endings[i] >= cap)
         for i in takers[:remainder]:
             shares[i] += 1
     return shares
