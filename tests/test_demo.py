@@ -373,7 +373,7 @@ def test_a_good_report_says_that_nothing_is_left():
         ({"after": Census(NOTHING, 1, 0)}, "left: something; see above"),
         ({"after": Census(NOTHING, 0, 1)}, "left: something; see above"),
         ({"failure": "1 task is still there"}, "It failed: 1 task is still there"),
-        ({"tally": Tally(wrong=1)}, "0 echoes were right, 1 wrong; 0 exchanges were cut short by the demo."),
+        ({"tally": Tally(wrong=1)}, "Echoes that were right: 0, wrong: 1, cut short by what the demo did: 0"),
         ({"tally": Tally(surprises=["claim failed"])}, "  claim failed"),
         ({"logged_errors": ("error: a slot died",)}, "  error: a slot died"),
     ],
@@ -412,7 +412,7 @@ def test_a_demo_that_is_piped_writes_plain_lines_and_leaves_nothing():
     assert len([line for line in lines if re.match(r" +\d+\.\d+ s  \d+ claims/s, ", line)]) in {2, 3}
     assert "left: nothing" in lines
     assert "Failed claims and other unexpected failures: 0" in lines
-    assert any(re.fullmatch(r"\d+ echoes were right, 0 wrong; .*", line) for line in lines)
+    assert any(re.match(r"Echoes that were right: [1-9]\d*, wrong: 0, ", line) for line in lines)
     before = {label.strip(): int(count) for label, count in re.findall(r"^  (\S.*?) +(\d+) +0$", said, re.MULTILINE)}
     assert len(before) == 7
     assert before["open connections, by the servers"] > 0

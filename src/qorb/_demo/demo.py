@@ -70,7 +70,7 @@ async def _perform(options: DemoOptions, view: View, interruption: Interruption)
             )
             async with Clients(pool, stage.servers, count=options.clients, seed=options.seed) as clients, pool:
                 journal.step(
-                    f"{options.backends} servers are up, {options.clients} clients begin.",
+                    f"{options.backends} servers are up, the clients begin.",
                     "each backend gets its share of the slots, and of the claims.",
                 )
                 clients.start()
@@ -81,9 +81,11 @@ async def _perform(options: DemoOptions, view: View, interruption: Interruption)
 
 def demo_policy(options: DemoOptions) -> Policy:
     """Give times so short that a person sees things happen, and slots for seven tenths of the clients."""
+    slots = min(max(3 * options.backends, 7 * options.clients // 10), _MOST_SLOTS)
     return Policy(
         spares_wanted=2,
-        max_slots=min(max(3 * options.backends, 7 * options.clients // 10), _MOST_SLOTS),
+        max_slots=slots,
+        max_slots_per_backend=slots,
         rebalance_interval=2.0,
         claim_timeout=5.0,
         connect_timeout=1.0,
@@ -100,10 +102,14 @@ def _heading(options: DemoOptions, policy: Policy) -> list[str]:
     backoff = f"backoff {1000 * policy.min_connection_backoff:g} ms to {policy.max_connection_backoff:g} s"
     failures = f"failures of the last {2 * policy.max_connection_backoff:g} s"
     return [
-        f"qorb demo: {options.clients} clients share {policy.max_slots} connections to {servers}",
+        f"qorb demo: {_clients(options)} {policy.max_slots} connections to {servers}",
         f"Times are short, to show it all in {options.seconds:g} s: {checks},",
         f"{backoff}, {failures}, echo limit {PATIENCE:g} s. Ctrl-C ends it.",
     ]
+
+
+def _clients(options: DemoOptions) -> str:
+    return "1 client has" if options.clients == 1 else f"{options.clients} clients share"
 
 
 class _Run:

@@ -62,8 +62,8 @@ class Report:
     def lines(self) -> Iterator[str]:
         """Give it in words, in lines of 80 columns (but for error texts)."""
         yield (
-            f"terminate() under load took {1000 * self.took:.0f} ms; {self.claims_out} claims were out, "
-            f"{self.before.ledger.waiters} were waiting."
+            f"terminate() under load took {1000 * self.took:.0f} ms "
+            f"(claims in use: {self.claims_out}, waiting: {self.before.ledger.waiters})."
         )
         if self.failure is not None:
             yield f"It failed: {self.failure}"
@@ -74,8 +74,8 @@ class Report:
         yield ""
         tally = self.tally
         yield (
-            f"{tally.right} echoes were right, {tally.wrong} wrong; "
-            f"{tally.cut_short} exchanges were cut short by the demo."
+            f"Echoes that were right: {tally.right}, wrong: {tally.wrong}, "
+            f"cut short by what the demo did: {tally.cut_short}"
         )
         unexpected = [*tally.surprises, *self.logged_errors]
         yield f"Failed claims and other unexpected failures: {len(unexpected)}"

@@ -38,7 +38,7 @@ def scenario(backends: int) -> tuple[Step, ...]:
             0.13,
             f"kill {first}",
             f"{first} is killed: its connections drop, its port refuses.",
-            f"{first} goes offline at once, the others take over, no claim fails.",
+            f"{first} is soon offline, the others take over, no claim fails.",
             lambda stage: stage.kill(first),
         ),
         Step(
