@@ -200,6 +200,21 @@ def test_healing_a_backend_leaves_the_others_ill(verb):
     run(main)
 
 
+def test_healing_one_backend_ends_for_it_what_was_meant_for_all():
+    async def main():
+        connector = FakeConnector()
+        connector.refuse()
+        connector.heal("a:1")
+        await connector.connect(A)
+        with pytest.raises(ConnectionRefusedError):
+            await connector.connect(B)
+        connector.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            await connector.connect(A)
+
+    run(main)
+
+
 @pytest.mark.parametrize("operation", TAKES_TIME)
 @pytest.mark.parametrize("named", [True, False])
 def test_stall_holds_an_operation_until_healed(operation, named):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from qorb.connector import Connector, Outcome
@@ -37,18 +37,21 @@ class _Fault:
     backend: str | None
     action: Callable[[Backend], Any] | None = None
     seconds: float = 0.0
+    spared: frozenset[str] = frozenset()
+    """The backends that have been healed of what was meant for all."""
 
     def concerns(self, call: Call) -> bool:
-        return self.operation in (None, call.operation) and self.backend in (None, call.backend.name)
+        name = call.backend.name
+        return self.operation in (None, call.operation) and self.backend in (None, name) and name not in self.spared
 
 
 class FakeConnector(Connector[FakeConnection]):
     """A connector with verbs to make things go wrong. Every operation takes `latency` seconds, close() too.
 
     The verbs take effect on calls in flight as well: an operation looks at its end at what is wrong by then, a stalled
-    one goes on as soon as nothing stalls it. They add up until heal(). Where a verb takes a `backend`, that is the name
-    of one, and None means all of them; where it takes an `operation`, that is "connect", "validate", "on_acquire",
-    "on_recycle" or "close", and None means all of them.
+    one goes on as soon as nothing stalls it. They add up until heal(); of two of a kind the later one counts. Where a
+    verb takes a `backend`, that is the name of one, and None means all of them; where it takes an `operation`, that is
+    "connect", "validate", "on_acquire", "on_recycle" or "close", and None means all of them.
 
     The connector keeps account of what is really there, and fails the test when the pool does something that it must
     never do: two calls on one connection at a time, any call on one that it has closed, a call after forbid(). Such a
@@ -164,12 +167,13 @@ class FakeConnector(Connector[FakeConnection]):
         self._allowed = allow
 
     def heal(self, backend: str | None = None) -> None:
-        """End all of this; with `backend`, only what was ordered for this backend by its name."""
+        """End all of this; with `backend`, end it for this one only, and leave it be that calls are forbidden."""
         if backend is None:
             self._faults.clear()
             self._forbidden = False
         else:
-            self._faults = [fault for fault in self._faults if fault.backend != backend]
+            others = (fault for fault in self._faults if fault.backend != backend)
+            self._faults = [replace(fault, spared=fault.spared | {backend}) for fault in others]
         for future in self._stalled:
             if not future.done():
                 future.set_result(None)
