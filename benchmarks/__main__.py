@@ -1,6 +1,7 @@
 """Run the benchmarks: python -m benchmarks [--quick] [--only NAME ...] [--json] [--update-readme] [--check]."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -39,7 +40,13 @@ QUICK = Effort(rounds=3, claims=4_000, seconds=0.5)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and say with the exit status whether that went well: targets count only with --check."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.update_readme:
+        try:
+            report.check_marks(README)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     effort = QUICK if options.quick else FULL
     peers = [peer for peer in PEERS if peer.installed]
     for missing in (peer for peer in PEERS if not peer.installed):
@@ -71,6 +78,9 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def _run(names: Sequence[str], peers: Sequence[Peer], effort: Effort, command: str) -> Run:
+    others = os.getloadavg()[0]
+    if others >= report.BUSY:
+        _say(f"{others:.1f} other programs are running on this machine: the figures will be rough")
     contests: dict[str, Sequence[Result]] = {}
     figures: list[Figure] = []
     for name in names:
@@ -81,7 +91,7 @@ def _run(names: Sequence[str], peers: Sequence[Peer], effort: Effort, command: s
             figures += beside
         else:
             figures += ALONE[name](effort)
-    return Run(command, peers, contests, figures)
+    return Run(command, peers, contests, figures, others)
 
 
 def _contest(name: str, peers: Sequence[Peer], effort: Effort) -> tuple[list[Result], list[Figure]]:

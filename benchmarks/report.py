@@ -15,6 +15,9 @@ from benchmarks.peers import Peer
 from benchmarks.scenarios import Waits
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+BUSY = 0.5
+"""Other programs running, on average of the last minute, from which on the figures say so."""
+_MARKED = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Run:
     contests: Mapping[str, Sequence[Result]]
     """By the number of tasks, as text; "idle" for one task."""
     figures: Sequence[Figure]
+    others: float
+    """How many other programs wanted to run when it began: more than a few tenths disturb the figures."""
 
 
 def markdown(run: Run) -> str:
@@ -62,6 +67,7 @@ def to_json(run: Run) -> str:
             "date": _today(),
             "machine": _machine(),
             "python": _python(),
+            "others": run.others,
             "versions": {peer.name: peer.version for peer in run.peers},
             "contests": {
                 name: [dataclasses.asdict(result) for result in results] for name, results in run.contests.items()
@@ -74,24 +80,27 @@ def to_json(run: Run) -> str:
 
 
 def write_into(readme: Path, text: str) -> None:
-    """Put `text` between the two marks in the file, in place of what stands there.
+    """Put `text` between the two marks in the file, in place of what stands there. Raises as check_marks() does."""
+    check_marks(readme)
+    page = _MARKED.sub(lambda _: f"{START}\n\n{text}\n\n{END}", readme.read_text(encoding="utf-8"))
+    readme.write_text(page, encoding="utf-8")
 
-    Raises ValueError when the file does not have exactly one pair of them.
-    """
-    page = readme.read_text(encoding="utf-8")
-    between = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
-    if len(between.findall(page)) != 1:
-        raise ValueError(f"{readme.name} needs one pair of the marks {START} and {END} to say where the table goes")
-    readme.write_text(between.sub(lambda _: f"{START}\n\n{text}\n\n{END}", page), encoding="utf-8")
+
+def check_marks(readme: Path) -> None:
+    """Raise ValueError when the file does not say in exactly one place where the tables go, OSError without a file."""
+    if len(_MARKED.findall(readme.read_text(encoding="utf-8"))) != 1:
+        raise ValueError(f"{readme.name} needs one pair of the marks {START} and {END} to say where the tables go")
 
 
 def _conditions(run: Run) -> str:
     versions = dict.fromkeys(f"{peer.distribution} {peer.version}" for peer in run.peers if peer.version)
+    busy = f"\nOn a busy machine: {run.others:.1f} other programs were running." if run.others >= BUSY else ""
     return (
         f"Measured on {_today()} with `{run.command}`: {_machine()}, {_python()}; {', '.join(versions)}.\n"
         "One process, pools by turns, medians. Connections do nothing, so what is seen is the pools' own cost, in\n"
         "processor time. The crowds hold a connection for one turn of the loop; that turn is in the figures, and the\n"
         "bare deque tells what it costs. Places lost: how much later than its turn the most overtaken claim was served."
+        f"{busy}"
     )
 
 
