@@ -6,14 +6,17 @@ A phase is a coroutine function that brings a Stage there, and makes sure that i
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import TYPE_CHECKING, Any
 
 from qorb import Backend, Policy, Pool, PoolState, PoolTerminatedError
 from qorb.resolvers import ManualResolver
-from qorb.testing import FakeConnection, FakeConnector, assert_nothing_left, settle
+from qorb.testing import FakeConnection, FakeConnector, assert_nothing_left, run, settle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+
+    import pytest
 
     from qorb import Claim
     from qorb.events import Event
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 A = Backend("a", "10.0.0.1", 1)
 B = Backend("b", "10.0.0.2", 1)
 POLICY = Policy(spares_wanted=3, max_slots=4)
+
+SEEDS = (0, 1, 2)
+NO_TIME = 1e-9
+ALMOST_AT_ONCE = 0.050 + NO_TIME
+"""Seconds that a termination may take that has no claim to wait for."""
 
 
 class BookedResolver(ManualResolver):
@@ -56,8 +64,10 @@ class Stage:
         self.resolver = BookedResolver()
         self.connector = FakeConnector() if connector is None else connector
         self.events: list[Event] = []
+        self.react: Callable[[Event], object] = lambda event: None
+        """What the observer does besides writing the events down."""
         self.pool: Pool[FakeConnection] = Pool(
-            "main", self.resolver, self.connector, policy, observer=self.events.append
+            "main", self.resolver, self.connector, policy, observer=self._observe, rng=random.Random(1)
         )
         self.disturb: Callable[[str], None] = self.connector.stall
         self.claims: list[Claim[FakeConnection]] = []
@@ -69,6 +79,10 @@ class Stage:
         self.claimers: list[asyncio.Task[None]] = []
         self.let_go = asyncio.Event()
         """What the claimers that were served wait for."""
+
+    def _observe(self, event: Event) -> None:
+        self.events.append(event)
+        self.react(event)
 
     @property
     def now(self) -> float:
@@ -278,3 +292,42 @@ PHASES: dict[str, Callable[[Stage], Awaitable[Any]]] = {
         converting,
     )
 }
+
+
+def play(
+    phase: Callable[[Stage], Awaitable[Any]],
+    scene: Callable[..., Awaitable[Any]],
+    *arguments: Any,
+    seeds: Iterable[int] = SEEDS,
+) -> None:
+    """Bring a stage into the phase, and go on with the scene."""
+    for seed in seeds:
+
+        async def main() -> None:
+            stage = Stage()
+            try:
+                await phase(stage)
+                await scene(stage, *arguments)
+            finally:
+                await stage.clear()
+
+        try:
+            run(main, seed=seed)
+        except BaseException as error:
+            error.add_note(f"phase {phase.__name__}, seed {seed}, {arguments}")
+            raise
+
+
+def at_once(awaitable: Awaitable[Any]) -> Any:
+    """Await what must not wait."""
+    steps = awaitable.__await__()
+    try:
+        steps.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError(f"{awaitable!r} waits")
+
+
+def logged(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+    """The messages of qorb's log with these words in them."""
+    return [record.getMessage() for record in caplog.records if record.name == "qorb" and words in record.getMessage()]

@@ -110,6 +110,8 @@ class Engine(Generic[C]):
         self._rebalance_timer: Timer | None = None
         self._long_claims_timer: Timer | None = None
         self._ready: dict[asyncio.Future[Any], None] = {}
+        self.observing = False
+        """The observer is being told of something, which is still under way."""
         self._observer_reported = False
         self._warned_of_outsider = False
         _engines.add(self)
@@ -141,6 +143,8 @@ class Engine(Generic[C]):
             )
         task = asyncio.current_task(self.loop) if not self.loop.is_closed() else None
         if threading.get_ident() != self.desk.thread or task is None:
+            if self.state is PoolState.TERMINATED:
+                raise self.ended_error()
             if self.loop.is_closed():
                 raise WrongLoopError(f"the event loop of pool {self.name} is closed; terminate() the pool before")
             raise WrongLoopError(
@@ -239,7 +243,7 @@ class Engine(Generic[C]):
         self._drop_if_gone(slots)
         died = self._died(task)
         self.task_ended(task, slots.backend.name)
-        if died:
+        if died and not self.tasks.closed:
             self.timers.after(REPEAT, self.replan)  # not at once: a bug must not make a storm
         else:
             self.replan()
@@ -426,6 +430,7 @@ class Engine(Generic[C]):
         observer = self.observer
         if observer is None:
             return
+        outer, self.observing = self.observing, True
         try:
             observer(event)
         except Exception as error:  # noqa: BLE001 - user code
@@ -434,6 +439,8 @@ class Engine(Generic[C]):
                 logger.error(
                     "pool %s: the observer raised, which is reported only once: %s", self.name, describe(error)
                 )
+        finally:
+            self.observing = outer
 
     def claims_out(self) -> int:
         """Count the claims that are out, on leaving backends too."""

@@ -50,7 +50,10 @@ class Termination:
         """
         engine = self._engine
         task = engine.check_place()
-        self.begin(grace, held)
+        if engine.observing:  # in a task that the observer has started eagerly: what he is told of is still under way
+            engine.timers.soon(lambda: self.begin(grace, held))
+        else:
+            self.begin(grace, held)
         own = engine.tasks.owns(task)
         if own is not None:
             own.stop()  # a task of the pool cannot wait for its own end
@@ -135,8 +138,11 @@ class Termination:
         engine.tasks.stop_all()
 
     def abort(self) -> None:
-        """End at once, without grace: for emergencies. Synchronous; needs no running loop."""
+        """End at once, without grace: for emergencies. Synchronous, except in an observer; needs no running loop."""
         engine = self._engine
+        if engine.observing:  # what the observer is told of is still under way
+            engine.timers.soon(self.abort)
+            return
         if engine.state is PoolState.TERMINATED:
             return
         if engine.loop.is_closed():

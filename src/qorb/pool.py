@@ -178,7 +178,8 @@ class Pool(Generic[C]):
         """End the pool here and now, for emergencies: every connection is aborted, every task told to stop.
 
         Synchronous and never waits; needs no running loop, not even an open one. What the tasks still have to do
-        they do as soon as the loop runs again. May be called from any thread.
+        they do as soon as the loop runs again. May be called from any thread. In an observer, which is told of things
+        while they are under way, it takes effect in the next turn of the loop.
         """
         engine = self._engine
         if engine is None:
