@@ -124,7 +124,7 @@ async def open_psycopg_pool(size: int) -> AsyncIterator[Borrow]:
 @asynccontextmanager
 async def open_asyncpg(size: int) -> AsyncIterator[Borrow]:
     """Faked: the connection, as far as pool, holder and proxy look at it. Its reset(), a round trip, is empty."""
-    import asyncpg
+    import asyncpg  # type: ignore[import-untyped, unused-ignore]
 
     class NoOpProtocol:
         queries_count = 0
