@@ -45,6 +45,9 @@ C = TypeVar("C")
 
 _engines: weakref.WeakSet[Engine[Any]] = weakref.WeakSet()
 
+_LONG_CLAIMS_PAUSE = 0.1
+"""Seconds between two looks for long claims at the least, however little Policy.long_claim_warning is."""
+
 
 def _mark_forked() -> None:
     """In a child process: nothing of the parent's pools may be touched, their sockets and selectors are shared."""
@@ -484,7 +487,7 @@ class Engine(Generic[C]):
                     logger.warning("pool %s: slot %d to %s is claimed for %s", self.name, slot.id, slot.backend, held)
                 else:
                     next_look = min(next_look, slot.since + limit)
-        self._long_claims_timer = self.timers.at(next_look, self._look_for_long_claims)
+        self._long_claims_timer = self.timers.at(max(next_look, now + _LONG_CLAIMS_PAUSE), self._look_for_long_claims)
 
     # The end.
 
