@@ -335,7 +335,6 @@ class Slot(Generic[C]):
             self.set_due_timer()
             self.move(UNCLAIMED)
             owner.serve(self)
-        owner.check_ended(self)
 
     async def _recycle(self) -> None:
         owner, engine = self.owner, self.owner.engine

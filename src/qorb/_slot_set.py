@@ -187,6 +187,9 @@ class SlotSet(Ranked, Generic[C]):
             self._turn(online)
         if new is CONNECTING or new is TERMINATED:
             self.pump()
+        if slot is self._checking_slot and new is not CHECKING:
+            self._checking_slot = None
+            self.check_next()
 
     def _count_out(self, slot: Slot[C], old: SlotState) -> None:
         if old is CONNECTING:
@@ -331,19 +334,12 @@ class SlotSet(Ranked, Generic[C]):
 
     def check_next(self) -> None:
         """Begin the next check that is due, unless one is under way."""
-        if self._checking_slot is not None or self.engine.tasks.closed:
+        if self._checking_slot is not None or self.leaving or self.engine.tasks.closed:
             return
         for slot in tuple(self.idle):
             if slot.due and slot.state is UNCLAIMED and slot.check():
                 self._checking_slot = slot
                 return
-
-    def check_ended(self, slot: Slot[C]) -> None:
-        """Note that a check is over, whatever way."""
-        if self._checking_slot is slot:
-            self._checking_slot = None
-            if not self.leaving:
-                self.check_next()
 
     def check_failed(self, slot: Slot[C], error: BaseException) -> None:
         """Give the connection up and check the other idle ones at once, together."""

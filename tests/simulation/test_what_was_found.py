@@ -7,8 +7,8 @@ import logging
 
 import pytest
 from qorb import Policy, Pool
-from qorb.resolvers import FixedResolver
-from qorb.testing import FakeConnector, run
+from qorb.resolvers import FixedResolver, ManualResolver
+from qorb.testing import FakeConnector, run, settle
 
 ONE = ["10.0.0.1:5432"]
 
@@ -24,3 +24,22 @@ def test_a_long_claim_warning_of_nearly_nothing_does_not_keep_the_loop_busy(limi
     with caplog.at_level(logging.WARNING, "qorb"):
         run(main)
     assert ["is claimed for" in record.message for record in caplog.records] == [True]
+
+
+def test_checks_go_on_when_a_backend_returns_that_vanished_as_a_check_was_to_begin():
+    async def main():
+        connector = FakeConnector()
+        resolver = ManualResolver(ONE)
+        policy = Policy(spares_wanted=1, max_slots=1, health_interval=1, spread=0)
+        async with Pool("p", resolver, connector, policy) as pool:
+            await pool.ready()
+            # The timer of the check is due in this very turn, and its slot's task has not run yet.
+            asyncio.get_running_loop().call_at(1001.001, resolver.set, [])
+            await asyncio.sleep(1.0005)
+            assert not connector.count["validate"]
+            await settle()
+            resolver.set(ONE)
+            await asyncio.sleep(10)
+        return connector.count["validate"]
+
+    assert run(main) >= 8
