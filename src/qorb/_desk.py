@@ -130,19 +130,25 @@ class Desk(Generic[C]):
         backend = slots.backend
         self.ranking.add(slots, backend.priority, backend.weight)
         self.refresh()
-        if slots.untried and slots.lane is not None:
-            slots.lane.owner.untried += 1
+        if slots.untried:
+            self.await_first_attempt(slots)
 
     def withdraw(self, slots: SlotSet[C]) -> None:
         """Let a backend serve no more claims."""
-        if slots.untried and slots.lane is not None:
-            slots.lane.owner.untried -= 1
+        self.await_no_more(slots)
         self.ranking.remove(slots)
         self.refresh()
 
-    def first_attempt_ended(self, slots: SlotSet[C]) -> None:
-        """Note that a backend's first attempt is over: worse ones need not wait for it any longer."""
-        if slots.lane is not None:
+    def await_first_attempt(self, slots: SlotSet[C]) -> None:
+        """Let worse backends wait until the first attempt to connect to this one is over."""
+        if not slots.awaited and slots.lane is not None:
+            slots.awaited = True
+            slots.lane.owner.untried += 1
+
+    def await_no_more(self, slots: SlotSet[C]) -> None:
+        """Let worse backends serve: the first attempt is over, or there is no slot for it."""
+        if slots.awaited and slots.lane is not None:
+            slots.awaited = False
             slots.lane.owner.untried -= 1
 
     def rerank(self, slots: SlotSet[C]) -> None:

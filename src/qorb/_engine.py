@@ -226,7 +226,7 @@ class Engine(Generic[C]):
 
     def first_attempt_ended(self, slots: SlotSet[C]) -> None:
         """Note that a backend is no longer in its first attempt: worse ones may serve now."""
-        self.desk.first_attempt_ended(slots)
+        self.desk.await_no_more(slots)
         self.replan()
         self.desk.serve_line()
 
@@ -316,12 +316,14 @@ class Engine(Generic[C]):
         if plan.start or plan.stop:
             self._carry_out(plan)
         self._remember(plan)
+        self._await_first_attempts()
 
     def _rebalance(self) -> None:
         self._rebalance_timer = self.timers.after(self.policy.rebalance_interval, self._rebalance)
         plan = rebalance(tuple(self.sets.values()), self.desk.line.waiting, self._limits, self.loop.time())
         self._carry_out(plan)
         self._remember(plan)
+        self._await_first_attempts()
 
     def _carry_out(self, plan: Plan[SlotSet[C]]) -> None:
         change: dict[str, int] = {}
@@ -342,6 +344,19 @@ class Engine(Generic[C]):
         desk.planned_for = math.inf if plan.saturated else desk.claimed + desk.line.waiting
         desk.starved = plan.starved
         desk.refresh()
+
+    def _await_first_attempts(self) -> None:
+        """Let worse backends wait for those that have got a slot for their first attempt, but not for those without."""
+        desk, freed = self.desk, False
+        for slots in self.sets.values():
+            if slots.untried and not slots.leaving:
+                if slots.connecting:
+                    desk.await_first_attempt(slots)
+                elif slots.awaited:
+                    desk.await_no_more(slots)
+                    freed = True
+        if freed:
+            desk.serve_line()
 
     # Waiting until everything is connected.
 

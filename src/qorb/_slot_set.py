@@ -43,6 +43,7 @@ class SlotSet(Ranked, Generic[C]):
         "_waiting_to_connect",
         "acquire_backoff",
         "attempting",
+        "awaited",
         "backend",
         "backoff",
         "checking",
@@ -79,6 +80,8 @@ class SlotSet(Ranked, Generic[C]):
         self.online = False
         self.untried = True
         """No attempt has ended yet."""
+        self.awaited = False
+        """Worse backends wait for the end of its first attempt."""
         self.leaving = False
         self.since = engine.loop.time()
         self.last_attempt = -math.inf

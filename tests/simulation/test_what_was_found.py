@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 import pytest
-from qorb import Policy, Pool
+from qorb import Backend, Policy, Pool
 from qorb.resolvers import FixedResolver, ManualResolver
 from qorb.testing import FakeConnector, run, settle
 
@@ -43,3 +43,17 @@ def test_checks_go_on_when_a_backend_returns_that_vanished_as_a_check_was_to_beg
         return connector.count["validate"]
 
     assert run(main) >= 8
+
+
+def test_a_better_backend_without_a_slot_does_not_keep_worse_ones_from_serving():
+    async def main():
+        backends = [Backend("good", "10.0.0.1", 1), Backend("worse", "10.0.0.2", 1, priority=1)]
+        resolver = ManualResolver(backends[1:])
+        async with Pool("p", resolver, FakeConnector(), Policy(spares_wanted=1, max_slots=1)) as pool:
+            await pool.ready()
+            resolver.set(backends)  # there is no slot left to try the better one with
+            await settle()
+            async with pool.claim(timeout=1) as connection:
+                return connection.backend.name
+
+    assert run(main) == "worse"
