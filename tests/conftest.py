@@ -19,8 +19,10 @@ import gc
 import logging
 import math
 import os
+import random
 import sys
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
@@ -107,6 +109,18 @@ def leak_check(asyncio_log: AsyncioLog) -> Iterator[None]:
     left = [thread.name for thread in threading.enumerate() if thread not in threads and not thread.daemon]
     assert not left, f"threads left behind: {left}"
     assert not asyncio_log.records, f"asyncio has logged:\n{asyncio_log}"
+
+
+@pytest.fixture(autouse=True)
+def chance_is_a_function_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that is given no `rng` makes one; what it draws is then a function of the test and of --randomly-seed."""
+
+    class Seeded(random.Random):
+        def __init__(self) -> None:
+            super().__init__(random.getrandbits(64))
+
+    for module in ("qorb.pool", "qorb.resolver"):
+        monkeypatch.setattr(f"{module}.random", SimpleNamespace(Random=Seeded))
 
 
 @pytest.fixture(autouse=True)
