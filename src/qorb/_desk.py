@@ -38,6 +38,9 @@ _TURNS_AFTER_A_STALL = 10
 _STALL = 1.0
 """A timer that is this late (seconds) says that the loop stood still: then grants go before timeouts."""
 
+WHATEVER = 1 << 60
+"""`planned_for` when no number of claims is a reason to plan; an integer, because it is compared at every claim."""
+
 _TERMINATED = object()
 """What a waiting claim is given when the pool ends."""
 
@@ -52,23 +55,14 @@ class Attempt(Place):
     """The timeout that the caller gave; None: the policy's."""
     site: str | None
     """Where it was asked for, when that is known."""
-    future: asyncio.Future[Any] | None
-    """What the claimer waits for: a slot, a diagnosis, or the news that the pool ends. None: nothing asked yet."""
+    future: Any
+    """A future, for a slot, a diagnosis, or the news that the pool ends. None: nothing was asked yet."""
     id: int
     task: asyncio.Task[Any] | None
     started: float
     timeout: float
     failure: BaseException | None
     """What on_acquire raised last."""
-
-    def served(self) -> bool:
-        """Say whether the claimer has been given something, or was cancelled and has not run yet."""
-        return self.future is None or self.future.done()
-
-    def give(self, what: object) -> None:
-        """Wake the claimer."""
-        if self.future is not None:
-            self.future.set_result(what)
 
 
 class Desk(Generic[C]):
@@ -85,7 +79,7 @@ class Desk(Generic[C]):
         self.ranking: Ranking[SlotSet[C]] = Ranking(engine.rng)
         self.claimed = 0
         """Claims out, on backends that are not leaving."""
-        self.planned_for: float = -1
+        self.planned_for = -1
         """The number of claims, out and waiting, up to which there is nothing new to plan."""
         self.starved = False
         """A backend waits for a slot: every release is a reason to plan."""
@@ -255,6 +249,25 @@ class Desk(Generic[C]):
         attempt.failure = None
         attempt.id = 0
 
+    def queue(self, attempt: Attempt, task: asyncio.Task[Any]) -> asyncio.Future[Any]:
+        """Begin and stand in line at once: written out for those who join a line with the usual timeout."""
+        line = self.line
+        if attempt.asked is not None or not 0 < line.waiting < self._max_waiters:
+            self.begin(attempt, task)
+            return self.stand_in_line(attempt)
+        attempt.common = True
+        attempt.timeout = timeout = self._claim_timeout
+        attempt.deadline = deadline = self.clock() + timeout
+        attempt.task = task
+        attempt.failure = None
+        line.join(attempt)
+        attempt.future = future = self.loop.create_future()
+        if deadline < self._deadline_armed_for:
+            self._arm_deadline(deadline)
+        if self.claimed + line.waiting > self.planned_for:
+            self.engine.replan()
+        return future
+
     def stand_in_line(self, attempt: Attempt) -> asyncio.Future[Any]:
         """Join the line: what comes of the future goes to `take_over`, an exception on the way to `forsake`."""
         line = self.line
@@ -320,7 +333,7 @@ class Desk(Generic[C]):
         """Take the first out of the line, passing over those who were cancelled and whose task has not run yet."""
         line = self.line
         attempt = line.pop()
-        while attempt is not None and attempt.served():
+        while attempt is not None and attempt.future.done():
             attempt = line.pop()
         if not line.waiting:
             self.refresh()
@@ -336,7 +349,7 @@ class Desk(Generic[C]):
             if attempt is None:
                 return
             self._hand_out(slot, attempt.id)
-            attempt.give(slot)
+            attempt.future.set_result(slot)
 
     # Deadlines: one timer for the whole line.
 
@@ -362,11 +375,11 @@ class Desk(Generic[C]):
         self._deadline_armed_for = math.inf
         diagnosis: Diagnosis | None = None
         for attempt in self.line.pop_overdue(self.clock()):
-            if attempt.served():
+            if attempt.future.done():
                 continue
             if diagnosis is None:
                 diagnosis = diagnose(self.engine)
-            attempt.give(diagnosis)
+            attempt.future.set_result(diagnosis)
         if not self.line.waiting:
             self.refresh()
         deadline = self.line.next_deadline()
@@ -470,7 +483,7 @@ class Desk(Generic[C]):
             attempt = self.first_in_line()
             if attempt is not None:
                 self._handed_out(slot, attempt.id)
-                attempt.give(slot)  # it stays CLAIMED: only the claimer changes
+                attempt.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
                 return
         slot.place = -1
         slot.move(UNCLAIMED)
@@ -513,7 +526,7 @@ class Desk(Generic[C]):
         self.open = False
         self.refresh()
         while (attempt := self.first_in_line()) is not None:
-            attempt.give(_TERMINATED)
+            attempt.future.set_result(_TERMINATED)
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
             self._deadline_timer = None

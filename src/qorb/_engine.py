@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from qorb import events
 from qorb._core.backoff import Backoff
 from qorb._core.planner import Limits, Plan, grow, rebalance
-from qorb._desk import Attempt, Desk
+from qorb._desk import WHATEVER, Attempt, Desk
 from qorb._diagnosis import describe_holder, diagnose
 from qorb._resolving import Watch
 from qorb._slot import CLAIMED
@@ -341,7 +341,7 @@ class Engine(Generic[C]):
     def _remember(self, plan: Plan[SlotSet[C]]) -> None:
         desk = self.desk
         self.forgotten_at = plan.forgotten_at
-        desk.planned_for = math.inf if plan.saturated else desk.claimed + desk.line.waiting
+        desk.planned_for = WHATEVER if plan.saturated else desk.claimed + desk.line.waiting
         desk.starved = plan.starved
         desk.refresh()
 

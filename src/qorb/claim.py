@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
 from qorb._desk import Attempt, check_thread
-from qorb._slot import CLAIMED, UNCLAIMED
+from qorb._slot import CLAIMED, UNCLAIMED, Slot
 from qorb.connector import Outcome
 from qorb.errors import ClaimReleasedError, ClaimRevokedError
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
 
     from qorb._desk import Desk
-    from qorb._slot import Slot
     from qorb.backend import Backend
     from qorb.pool import Pool
 
@@ -100,14 +99,20 @@ class ClaimRequest(Attempt, Generic[C]):
 
     async def _wait(self, desk: Desk[C], task: asyncio.Task[Any]) -> C:
         """Stand in line, when there is nothing to do but wait for one's turn."""
-        desk.begin(self, task)
-        future = desk.stand_in_line(self)
+        future = desk.queue(self, task)
         try:
             given = await future
         except BaseException:
             desk.forsake(self)
             raise
-        self.slot = slot = desk.take_over(self, given)
+        if type(given) is Slot and not given.revoked:
+            slot: Slot[C] = given
+            slot.holder = ref(task)
+            slot.since = desk.clock()
+            slot.site = self.site
+        else:
+            slot = desk.take_over(self, given)
+        self.slot = slot
         slot.owner.total_claims += 1
         return slot.connection  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - it is claimed
 
@@ -139,9 +144,12 @@ class ClaimRequest(Attempt, Generic[C]):
             and desk.brisk
             and not slot.odd
             and (not desk.checks_closed or desk.engine.seems_open(slot))
-            and (first := desk.first_in_line()) is not None
+            and (first := desk.line.pop()) is not None
+            and not first.future.done()  # else it was cancelled, and the long way goes on to the next
         ):
-            first.give(slot)  # it stays CLAIMED: only the claimer changes
+            if not desk.line.waiting:
+                desk.refresh()
+            first.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
         else:
             desk.release(slot, _outcome(kind))
         return desk.done
