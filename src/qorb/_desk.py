@@ -260,6 +260,7 @@ class Desk(Generic[C]):
         attempt.deadline = deadline = self.clock() + timeout
         attempt.task = task
         attempt.failure = None
+        attempt.id = 0
         line.join(attempt)
         attempt.future = future = self.loop.create_future()
         if deadline < self._deadline_armed_for:
