@@ -75,6 +75,15 @@ async def receive_end(peer: socket.socket) -> None:
     assert received == b""
 
 
+def fill(peer: socket.socket, content: bytes) -> int:
+    """Send as much as the two ends take without anybody reading; return how much that was."""
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < len(content):
+            sent += peer.send(content[sent : sent + (1 << 16)])
+    return sent
+
+
 def reset(peer: socket.socket) -> None:
     """Close with a RST."""
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -18,10 +18,10 @@ from qorb.connector import Outcome
 from qorb.connectors import TcpConnector, TcpStream
 from qorb.errors import ConnectError
 from tests.connectors.cancelling import at_every_await
-from tests.connectors.peers import Listener, eventually, open_sockets, receive, receive_end, reset, send
+from tests.connectors.peers import Listener, eventually, fill, open_sockets, receive, receive_end, reset, send
 
 MOST_UNREAD = 64 * 1024
-ONE_READ_OF_UVLOOP = 256 * 1024
+ONE_READ_OF_UVLOOP = 64 * 1024 + 256 * 1024
 
 
 def option(stream: TcpStream, level: int, name: int) -> int:
@@ -431,11 +431,14 @@ def test_a_peer_that_floods_an_idle_connection_fills_no_more_than_64_kib(run_rea
     async def main():
         connector = TcpConnector()
         stream = await connector.connect(listener.backend)
+        stream.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         with await listener.accept() as peer:
-            sending = asyncio.create_task(send(peer, flood))
-            await eventually(lambda: len(stream.reader._buffer) > 32 * 1024)
+            sent = fill(peer, flood)
+            assert sent > 2 * MOST_UNREAD
+            await eventually(lambda: len(stream.reader._buffer) > MOST_UNREAD // 2)
             # A single read more, and it is full; it stays so however long the peer goes on.
-            await asyncio.wait({sending}, timeout=0.2)
+            sending = asyncio.create_task(send(peer, flood[sent:]))
+            await asyncio.wait({sending}, timeout=0.1)
             most = MOST_UNREAD if isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop) else ONE_READ_OF_UVLOOP
             assert len(stream.reader._buffer) <= most
             assert connector.is_closed(stream)

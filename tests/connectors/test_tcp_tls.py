@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import ssl
 import threading
 
@@ -121,7 +122,7 @@ def test_a_context_that_forgets_to_check_the_name_brings_a_warning(client_contex
 # A handshake that fails.
 
 
-@pytest.mark.parametrize("server_name", ["nul\0byte", "x" * 64 + ".test", ".test", "."])
+@pytest.mark.parametrize("server_name", ["nul\0byte", "x" * 64 + ".test", ".test", ".", "long." * 60])
 def test_what_can_be_no_server_name_is_refused_before_anything_is_connected(run_real, connector, listener, server_name):
     async def main():
         with pytest.raises(ConnectError, match=r"^no certificate can be good for the server name ") as caught:
@@ -142,6 +143,18 @@ def test_a_server_name_that_nobody_has_is_refused(run_real, connector, listener,
 
     before = open_sockets()
     run_real(main)
+    assert open_sockets() <= before
+
+
+def test_a_context_that_fails_before_the_handshake_leaves_nothing_open(listener):
+    class Broken(ssl.SSLContext):
+        def wrap_bio(self, *arguments, **options):
+            raise ssl.SSLError(1, "it is broken")
+
+    before = open_sockets()
+    with asyncio.Runner() as runner, pytest.raises(ConnectError, match="it is broken") as caught:
+        runner.run(TcpConnector(ssl=Broken(ssl.PROTOCOL_TLS_CLIENT)).connect(listener.named("db.test")))
+    del caught
     assert open_sockets() <= before
 
 
@@ -255,6 +268,7 @@ def test_a_peer_that_floods_an_idle_connection_fills_no_more_than_64_kib(run_rea
         async with tls_peer(listener, server_context) as accepting:
             stream = await connector.connect(listener.named("db.test"))
             _, writer = await accepting
+            stream.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             writer.write(flood)
             await eventually(lambda: len(stream.reader._buffer) > 32 * 1024)
             draining = asyncio.create_task(writer.drain())

@@ -31,6 +31,7 @@ _READ_SIZE = 16 * 1024
 _KEEPALIVE_PROBES = 3
 _LONGEST_KEEPALIVE = 32_767  # the kernel's own limit, in seconds
 _LONGEST_USER_TIMEOUT = 2_147_483  # milliseconds in 31 bits
+_LONGEST_NAME = 253  # in DNS, without the final dot
 _MOST_ADDRESSES = 64  # of one host name; the rest is not tried
 
 
@@ -60,7 +61,8 @@ class TcpStream:
             return
         self.writer.transport.abort()
         if self._socket is not None:
-            # The transport closes the socket in the loop's next turn, which may never come. The peer learns it now.
+            # The transport closes the socket in the loop's next turn, if that ever comes; one with TLS that was closed
+            # twice not even then. This tells the peer now, and ends such a transport.
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -138,9 +140,7 @@ class TcpConnector(Connector[TcpStream]):
         """
         writer = connection.writer
         try:
-            # A TLS transport that is closed twice forgets its protocol and can never be aborted again.
-            if not writer.is_closing():
-                writer.close()
+            writer.close()
             with contextlib.suppress(OSError):  # it broke while closing, so it is closed
                 await writer.wait_closed()
         except BaseException:
@@ -372,7 +372,7 @@ def _server_name(backend: Backend) -> str:
         name.encode("idna")
     except UnicodeError as error:
         raise ConnectError(f"no certificate can be good for the server name {name!r}: {error}", backend.name) from error
-    if not name or "\0" in name:
+    if not 0 < len(name) <= _LONGEST_NAME or "\0" in name:
         raise ConnectError(f"no certificate can be good for the server name {name!r}", backend.name)
     return name
 
