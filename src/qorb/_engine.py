@@ -25,7 +25,7 @@ from qorb._diagnosis import describe_holder, diagnose
 from qorb._resolving import Watch
 from qorb._slot import CLAIMED
 from qorb._slot_set import OFFLINE_BACKOFF_CAP, SlotSet
-from qorb._tasks import REPEAT, TaskOwner, TimerOwner, logger
+from qorb._tasks import REPEAT, CallFailedError, TaskOwner, TimerOwner, as_failure, logger
 from qorb._termination import Termination
 from qorb.errors import PoolForkedError, PoolTerminatedError, ResolveError, WrongLoopError, describe
 from qorb.stats import Ledger, PoolState, PoolStats
@@ -420,9 +420,12 @@ class Engine(Generic[C]):
     def abort_detached(self, connection: C) -> None:
         """End a connection that has been left to its claimer."""
         try:
-            self.connector.abort(connection)
-        except Exception as error:  # noqa: BLE001 - user code
-            self.user_code_failed("abort()", error)
+            try:
+                self.connector.abort(connection)
+            except BaseException as error:
+                raise as_failure(error) from None
+        except CallFailedError as failure:
+            self.user_code_failed("abort()", failure.error)
 
     def seems_open(self, slot: Slot[C]) -> bool:
         """Ask the connector whether a connection is visibly dead."""
@@ -432,9 +435,12 @@ class Engine(Generic[C]):
         if connection is None:
             return False
         try:
-            return not self.connector.is_closed(connection)
-        except Exception as error:  # noqa: BLE001 - user code
-            self.user_code_failed("is_closed()", error)
+            try:
+                return not self.connector.is_closed(connection)
+            except BaseException as error:
+                raise as_failure(error) from None
+        except CallFailedError as failure:
+            self.user_code_failed("is_closed()", failure.error)
             return False
 
     def user_code_failed(self, what: str, error: BaseException) -> None:
@@ -450,12 +456,15 @@ class Engine(Generic[C]):
             return
         outer, self.observing = self.observing, True
         try:
-            observer(event)
-        except Exception as error:  # noqa: BLE001 - user code
+            try:
+                observer(event)
+            except BaseException as error:
+                raise as_failure(error) from None
+        except CallFailedError as failure:
             if not self._observer_reported:
                 self._observer_reported = True
                 logger.error(
-                    "pool %s: the observer raised, which is reported only once: %s", self.name, describe(error)
+                    "pool %s: the observer raised, which is reported only once: %s", self.name, describe(failure.error)
                 )
         finally:
             self.observing = outer

@@ -6,7 +6,7 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qorb._tasks import Call, CallFailedError, Interrupted, logger, where
+from qorb._tasks import Call, CallFailedError, Interrupted, as_failure, logger, where
 from qorb.backend import Backend, check_names
 from qorb.errors import ResolveError, WrongLoopError, describe, presentable
 
@@ -119,13 +119,17 @@ class Watch:
         if self._stopped:
             return
         try:
-            read = tuple(backends)
-            for backend in read:
-                if not isinstance(backend, Backend):
-                    raise TypeError(f"{backend!r} is no Backend")
-            check_names(read)
-        except Exception as error:  # noqa: BLE001 - the iterable is user code
-            self._report(f"published a set that cannot be used, and it was ignored: {describe(error)}", error)
+            try:
+                read = tuple(backends)
+                for backend in read:
+                    if not isinstance(backend, Backend):
+                        raise TypeError(f"{backend!r} is no Backend")
+                check_names(read)
+            except BaseException as error:  # the iterable is user code
+                raise as_failure(error) from None
+        except CallFailedError as failure:
+            what = f"published a set that cannot be used, and it was ignored: {describe(failure.error)}"
+            self._report(what, failure.error)
             return
         self._subscriber.backends_known({backend.name: backend for backend in read})
 

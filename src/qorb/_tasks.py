@@ -37,6 +37,16 @@ class CallFailedError(Exception):
         self.error = error
 
 
+def as_failure(error: BaseException) -> CallFailedError:
+    """Take what synchronous user code raised, whatever it is, for a failure of that code.
+
+    KeyboardInterrupt and its like are raised again.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
+    return CallFailedError(error)
+
+
 class Timer:
     """One timer of a TimerOwner."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import pytest
-from qorb import Backend, Policy, Pool
+from qorb import Backend, ClaimTimeoutError, Policy, Pool, Resolver
 from qorb.resolvers import FixedResolver, ManualResolver
-from qorb.testing import FakeConnector, run, settle
+from qorb.testing import FakeConnector, assert_nothing_left, run, settle
 
 ONE = ["10.0.0.1:5432"]
 
@@ -57,3 +58,97 @@ def test_a_better_backend_without_a_slot_does_not_keep_worse_ones_from_serving()
                 return connection.backend.name
 
     assert run(main) == "worse"
+
+
+class Odd(BaseException):
+    """What libraries in the manner of gevent raise: nothing that `except Exception` catches."""
+
+
+class Rude(FakeConnector):
+    """A connector of which one synchronous method raises, after it has done its work."""
+
+    def __init__(self):
+        super().__init__()
+        self.rude = None
+        self.error = ValueError
+
+    def _mind(self, method):
+        if method == self.rude:
+            raise self.error
+
+    def is_closed(self, connection):
+        self._mind("is_closed")
+        return super().is_closed(connection)
+
+    def needs_recycle(self, connection, outcome):
+        self._mind("needs_recycle")
+        return False
+
+    def abort(self, connection):
+        super().abort(connection)
+        self._mind("abort")
+
+
+async def claim_and_release(pool):
+    with contextlib.suppress(ClaimTimeoutError):
+        async with pool.claim(timeout=1):
+            pass
+
+
+@pytest.mark.parametrize("error", [ValueError, Odd, asyncio.CancelledError])
+@pytest.mark.parametrize("method", ["is_closed", "needs_recycle", "abort"])
+def test_whatever_a_synchronous_method_raises_is_a_failure_of_that_connection_only(method, error):
+    async def main():
+        connector = Rude()
+        connector.error = error
+        policy = Policy(spares_wanted=2, max_slots=2, close_timeout=1)
+        async with Pool("p", FixedResolver(ONE), connector, policy) as pool:
+            await pool.ready()
+            connector.rude = method
+            await claim_and_release(pool)
+            connector.stall("close")
+            (await pool.claim(timeout=1)).discard() if method != "is_closed" else None
+            await asyncio.sleep(5)
+            connector.heal()
+            connector.rude = None
+            await pool.ready(timeout=10)
+            connector.rude = method
+            await pool.terminate(grace=0)
+        assert_nothing_left(pool)
+
+    run(main)
+
+
+@pytest.mark.parametrize("error", [ValueError, Odd, asyncio.CancelledError])
+def test_whatever_an_observer_raises_harms_nothing(error):
+    def observer(_):
+        raise error
+
+    async def main():
+        async with Pool("p", FixedResolver(ONE), FakeConnector(), observer=observer) as pool:
+            async with pool.claim(timeout=5):
+                pass
+        assert_nothing_left(pool)
+
+    run(main)
+
+
+@pytest.mark.parametrize("error", [ValueError, Odd])
+def test_whatever_a_published_iterable_raises_is_a_set_that_is_ignored(error):
+    def breaks_off():
+        yield Backend("b", "10.0.0.2", 1)
+        raise error
+
+    class Breaking(Resolver):
+        async def watch(self, publish):
+            publish([Backend("a", "10.0.0.1", 1)])
+            publish(breaks_off())
+            await asyncio.get_running_loop().create_future()
+
+    async def main():
+        async with Pool("p", Breaking(), FakeConnector()) as pool:
+            await pool.ready(timeout=5)
+            await asyncio.sleep(100)
+            return list(pool.stats().backends)
+
+    assert run(main) == ["a"]
