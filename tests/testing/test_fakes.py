@@ -73,7 +73,7 @@ def test_a_connect_that_is_cancelled_leaves_nothing_open():
         await asyncio.sleep(1)
         assert not connector.unclosed
         assert not connector.in_flight
-        assert isinstance(connector.calls[-1].error, asyncio.CancelledError)
+        assert connector.calls[-1].raised is asyncio.CancelledError
 
     run(main)
 
@@ -107,7 +107,7 @@ def test_calls_are_remembered_with_their_times():
         ("abort", A, "main", 1000.25, 1000.25),
         ("connect", B, "main", 1000.25, 1000.5),
     ]
-    assert isinstance(connector.calls[-1].error, ConnectionRefusedError)
+    assert connector.calls[-1].raised is ConnectionRefusedError
     assert connector.count == {"connect": 2, "abort": 1}
 
 

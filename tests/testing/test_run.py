@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import sys
 
 import pytest
 
@@ -330,3 +331,27 @@ def test_a_long_time_in_which_main_gets_on_is_no_livelock():
             await asyncio.sleep(0)
 
     run(main, patience=10)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+def test_eager_tasks_are_awaited_cancelled_and_reported_as_others_are():
+    seen = []
+
+    async def left(name):
+        seen.append(name)
+        try:
+            await forever()
+        finally:
+            seen.append(f"end of {name}")
+
+    async def main():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        tasks = [asyncio.create_task(left(name), name=name) for name in "ab"]
+        assert seen == ["a", "b"]
+        await settle()
+        assert await asyncio.create_task(asyncio.sleep(1, "result")) == "result"
+        await asyncio.wait(tasks)
+
+    with pytest.raises(Deadlock, match=r"(?s)task 'main'.*task 'a'.*task 'b'"):
+        run(main)
+    assert sorted(seen[2:]) == ["end of a", "end of b"]

@@ -57,5 +57,5 @@ class Call:
     """By the loop's clock; NaN when no loop was running."""
     ended: float | None = None
     """None while the call is in flight."""
-    error: BaseException | None = None
-    """What it raised, CancelledError included."""
+    raised: type[BaseException] | None = None
+    """The class of what it raised, CancelledError included. Not the exception, which would keep its frames alive."""

@@ -281,7 +281,7 @@ class FakeConnector(Connector[FakeConnection]):
             try:
                 yield call
             except BaseException as error:
-                call.error = error
+                call.raised = type(error)
                 raise
             finally:
                 self._land(call)
