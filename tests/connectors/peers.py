@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from qorb.backend import Backend
+from qorb import Backend
 
 if TYPE_CHECKING:
     import ssl
@@ -26,12 +26,14 @@ class Listener:
     """A listening socket. `backend` is how a connector gets there; accept() gives the other end."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, backlog: int = 100) -> None:
-        self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        ((family, kind, _, _, address),) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        self.sock = socket.socket(family, kind)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.sock.setblocking(False)
-        self.sock.bind((host, port))
+        self.sock.bind(address)
         self.sock.listen(backlog)
-        self.host, self.port = self.sock.getsockname()[:2]
+        self.host = host
+        self.port: int = self.sock.getsockname()[1]
 
     @property
     def backend(self) -> Backend:
