@@ -191,6 +191,12 @@ def test_one_backend_that_is_well_is_published_at_every_moment(backends, run_rea
     run_real(main)
 
 
+def test_the_backends_with_a_part_in_the_scenario_are_first_in_the_table_and_the_new_one_is_last():
+    names = sorted(Stage(9).servers)
+    assert [step.title for step in scenario(9)][::2] == [f"kill {names[0]}", f"hang {names[1]}", f"remove {names[2]}"]
+    assert scenario(9)[-1].title.removeprefix("add ") > names[-1]
+
+
 def test_the_steps_are_in_order_and_leave_time_for_the_last_one():
     moments = [step.at for step in scenario(3)]
     assert moments == sorted(moments)

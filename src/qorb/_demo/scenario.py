@@ -31,8 +31,9 @@ class Step:
 
 def scenario(backends: int) -> tuple[Step, ...]:
     """Give the steps, in order, for that many backends (2 at least: one is always left to serve)."""
-    first, second, third = (_name(1 + number % backends) for number in range(3))
-    fresh = _name(backends + 1)
+    names = _names(backends + 1)
+    first, second, third = (names[number % backends] for number in range(3))
+    fresh = names[backends]
     return (
         Step(
             0.13,
@@ -83,13 +84,11 @@ class Stage:
     """The servers and the resolver's set. Entering it starts the servers, leaving it stops them."""
 
     def __init__(self, backends: int) -> None:
-        """Take the ports; OSError when there are none."""
-        self.servers: dict[str, EchoServer] = {}
+        """Start nothing yet."""
+        self.servers = {name: EchoServer(name) for name in _names(backends + 1)[:backends]}
         """All that ever were, by name."""
-        for number in range(1, backends + 1):
-            self.servers[_name(number)] = EchoServer(_name(number))
+        self.resolver = ManualResolver()
         self._published = dict.fromkeys(self.servers)
-        self.resolver = ManualResolver(self._backends())
 
     async def __aenter__(self) -> Self:
         try:
@@ -98,6 +97,7 @@ class Stage:
         except BaseException:
             self._stop()
             raise
+        self.resolver.set(self._backends())
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -159,5 +159,7 @@ class Stage:
             server.stop()
 
 
-def _name(number: int) -> str:
-    return f"echo-{number}"
+def _names(count: int) -> list[str]:
+    """Give so many names, whose order in the alphabet is that of their numbers."""
+    digits = len(str(count))
+    return [f"echo-{number:0{digits}}" for number in range(1, count + 1)]

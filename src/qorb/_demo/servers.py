@@ -27,18 +27,18 @@ class Health(enum.Enum):
 
 
 class EchoServer:
-    """One echo server. Its port stays its own from birth until stop(), also while it is killed.
+    """One echo server. Its port, an ephemeral one, stays its own from start() until stop(), also while it is killed.
 
     Verbs: start, kill, revive, hang, heal, stop.
     """
 
     def __init__(self, name: str) -> None:
-        """Take an ephemeral port, which refuses connections until start()."""
+        """Take no port yet."""
         self.name = name
         self.health = Health.KILLED
         self._well_since = 0.0
-        self._socket = _reserve(0)
-        self._port: int = self._socket.getsockname()[1]
+        self._port = 0
+        self._socket: socket.socket | None = None
         self._listener: asyncio.Server | None = None
         self._conversations: dict[_Conversation, None] = {}
         self._deserted = asyncio.Event()
@@ -46,7 +46,7 @@ class EchoServer:
 
     @property
     def backend(self) -> Backend:
-        """What a resolver publishes for it."""
+        """What a resolver publishes for it, once it was started."""
         return Backend(self.name, _HOST, self._port)
 
     @property
@@ -55,8 +55,11 @@ class EchoServer:
         return len(self._conversations)
 
     async def start(self) -> None:
-        """Accept connections. Cancelled: it does not accept, and may be started again."""
+        """Accept connections. OSError when there is no port. Cancelled: it does not accept and may be started again."""
         loop = asyncio.get_running_loop()
+        if self._socket is None:
+            self._socket = _reserve(self._port)
+            self._port = self._socket.getsockname()[1]
         self._listener = await loop.create_server(lambda: _Conversation(self), sock=self._socket, backlog=_BACKLOG)
         self._become(Health.WELL)
 
@@ -108,11 +111,12 @@ class EchoServer:
             self._deserted.set()
 
     def _close(self) -> None:
-        if self._listener is None:
-            self._socket.close()
-        else:
+        if self._listener is not None:
             self._listener.close()
             self._listener = None
+        elif self._socket is not None:
+            self._socket.close()
+        self._socket = None
         for conversation in self._conversations:
             conversation.drop()
 
