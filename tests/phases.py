@@ -41,7 +41,7 @@ class BookedResolver(ManualResolver):
         self.silent = False
         """It never publishes."""
         self.during: Callable[[], Awaitable[object]] | None = None
-        """What watch() does after it has published."""
+        """What watch() does after it has published, instead of waiting for more."""
 
     async def watch(self, publish: Callable[[Iterable[Backend]], None]) -> None:
         self.calls += 1
@@ -52,6 +52,7 @@ class BookedResolver(ManualResolver):
             if self.during is not None:
                 publish(self._backends)
                 await self.during()
+                return
             await super().watch(publish)
         finally:
             self.watching -= 1

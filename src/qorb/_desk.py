@@ -425,9 +425,9 @@ class Desk(Generic[C]):
         self._returned(slot)
         if slot.state is CLAIMED:
             slot.owner.acquire_failed(slot, error)
+        self._after_release()
         if not self.open:
             raise engine.ended_error()
-        self._after_release()
 
     # Coming back.
 

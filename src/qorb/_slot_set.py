@@ -372,7 +372,7 @@ class SlotSet(Ranked, Generic[C]):
         now = self.engine.loop.time()
         self._failed(error)
         self.acquire_backoff.failed(slot.acquire_round, now, self.engine.backoff_cap())
-        slot.move(TERMINATED if self.leaving else CONNECTING)
+        slot.move(TERMINATED if self.leaving or not self.engine.desk.open else CONNECTING)
 
     def acquire_worked(self) -> None:
         """Start the on_acquire backoff over."""

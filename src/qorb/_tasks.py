@@ -159,13 +159,18 @@ class Call(Generic[T]):
                 self._repeat = None
 
     def interrupt(self) -> None:
-        """Tell the call to end: what it waits for is cancelled now, and again every second until it has ended."""
+        """Tell the call to end: what it waits for is cancelled now, and again every second until it has ended.
+
+        Telling it again makes no difference: in between it may clean up.
+        """
         self.interrupted = True
-        self._cancel()
+        if self._repeat is None:
+            self._cancel()
 
     def _expire(self) -> None:
         self._expired = True
-        self._cancel()
+        if self._repeat is None:
+            self._cancel()
 
     def _reason(self, seconds: float) -> Exception:
         if self.interrupted:
