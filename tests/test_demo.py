@@ -21,7 +21,7 @@ from qorb import Backend, BackendStats, Ledger, Policy, Pool, PoolState, PoolSta
 from qorb._demo._rich import LiveView
 from qorb._demo.clients import Clients, Tally
 from qorb._demo.connector import EchoConnector
-from qorb._demo.demo import DemoOptions, demo_policy
+from qorb._demo.demo import DemoOptions, Interruption, demo_policy
 from qorb._demo.frame import WINDOW, Meter, percentile
 from qorb._demo.journal import Entry, Journal, Kind, printable
 from qorb._demo.plain import PlainView
@@ -387,6 +387,26 @@ def test_a_good_report_says_that_nothing_is_left():
 def test_a_report_is_not_good_when_anything_is_left_or_went_wrong(changes, said):
     assert not report(**changes).good
     assert said in report(**changes).lines()
+
+
+# Signals
+
+
+def test_signals_are_only_noted_until_the_third(run_real):
+    async def main():
+        before = signal.getsignal(signal.SIGTERM)
+        with Interruption() as interruption:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+            await interruption.wait(60)
+            assert interruption.signal == signal.SIGTERM
+            assert signal.getsignal(signal.SIGTERM) != before
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0)
+            assert signal.getsignal(signal.SIGTERM) == before
+        assert signal.getsignal(signal.SIGTERM) == before
+
+    run_real(main)
 
 
 # The program
