@@ -296,9 +296,17 @@ def test_no_connection_is_closed_for_a_backend_that_would_only_back_off() -> Non
     assert said(grow([a, x], 0, limits(spares=16), NOW + 3).stop) == {"a": 1}
 
 
+def test_a_slot_that_ends_for_a_backend_is_enough_for_it() -> None:
+    a, x = Fake("a", unclaimed=15, ending=1), dead("x", 0, again=NOW + 3)
+    plan = grow([a, x], 0, limits(spares=16), NOW)
+    assert not plan
+    assert plan.starved
+    assert plan.forgotten is None
+
+
 def test_under_full_load_a_forgotten_backend_is_named_with_its_moment() -> None:
     a, x, y = Fake("a", claimed=16), dead("x", 0, tried=NOW - 10), dead("y", 0, tried=NOW - 20)
-    plan = grow([a, x, y], 5, LIMITS, NOW)
+    plan = grow([a, x, y], 0, LIMITS, NOW)
     assert not plan
     assert (plan.forgotten, plan.forgotten_at) == (y, NOW + 10)
     assert plan.starved
