@@ -280,7 +280,10 @@ class _Watched(Generator[Any, Any, T]):
         self, error: BaseException
     ) -> object:
         """Pass on an exception. Tasks, and `await` for them, throw an instance and nothing else."""
-        self.was_cancelled = self.was_cancelled or isinstance(error, asyncio.CancelledError)
+        if isinstance(error, asyncio.CancelledError):
+            # One that comes without Task.cancel() is the operation's own affair: it has cancelled what it waits for.
+            task = asyncio.current_task()
+            self.was_cancelled = self.was_cancelled or (task is not None and task.cancelling() > 0)
         waits_for = self.awaited.throw(error)
         self._suspended(waits_for)
         return waits_for
