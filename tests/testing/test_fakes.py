@@ -232,6 +232,21 @@ def test_stall_holds_an_operation_until_healed(operation, named):
     run(main)
 
 
+def test_what_still_stalls_is_not_set_free_with_another_backend():
+    async def main():
+        connector = FakeConnector()
+        connector.stall("connect")
+        tasks = [asyncio.create_task(connector.connect(backend)) for backend in (A, B)]
+        await asyncio.sleep(1)
+        connector.heal("a:1")
+        await asyncio.sleep(1)
+        assert [task.done() for task in tasks] == [True, False]
+        connector.heal()
+        await tasks[1]
+
+    run(main)
+
+
 def test_a_stalled_operation_can_be_cancelled():
     async def main():
         connector = FakeConnector()

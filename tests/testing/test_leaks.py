@@ -74,6 +74,19 @@ def test_what_is_left_is_seen_without_the_ledger():
     run(main)
 
 
+def test_a_timer_that_the_pool_has_lost_sight_of_is_seen():
+    async def main():
+        async with small_pool(FakeConnector(), Forgetful) as pool:
+            await pool.ready()
+            timers = asyncio.get_running_loop()._scheduled
+            owner = next(timer._callback.__self__._owner for timer in timers if not timer.cancelled())
+            lost = owner.after(8000.0, pytest.fail)
+            del owner.alive[lost]
+        assert "- a timer, due at 9000." in left(pool)
+
+    run(main)
+
+
 def test_a_call_in_flight_is_seen_without_the_ledger():
     async def main():
         connector = FakeConnector()

@@ -38,6 +38,36 @@ def test_other_seeds_shuffle_the_tasks_that_are_ready_together():
     assert all(sorted(order) == list("abcdef") for order in orders)
 
 
+def test_tasks_that_one_future_wakes_are_shuffled_too():
+    def order(seed):
+        seen = []
+
+        async def main():
+            future = asyncio.get_running_loop().create_future()
+
+            async def one(name):
+                await future
+                seen.append(name)
+
+            tasks = []
+            for name in "abcdef":
+                tasks.append(asyncio.create_task(one(name)))
+                await asyncio.sleep(1)
+            future.add_done_callback(lambda _: seen.append("|"))
+            future.set_result(None)
+            await asyncio.wait(tasks)
+
+        run(main, seed=seed)
+        return "".join(seen)
+
+    assert order(0) == "abcdef|"
+    orders = {order(seed) for seed in SEEDS}
+    assert len(orders) > 20
+    # Before a callback as well as behind it.
+    assert len([one for one in orders if one.endswith("|")]) > 5
+    assert len([one for one in orders if one.startswith("|")]) > 5
+
+
 def test_the_same_seed_gives_the_same_order():
     assert [order_of_tasks(seed) for seed in SEEDS] == [order_of_tasks(seed) for seed in SEEDS]
 

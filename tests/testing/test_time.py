@@ -82,11 +82,12 @@ def test_timers_due_at_the_same_time_fire_in_the_order_of_their_creation():
 def test_a_cancelled_timer_does_not_fire_and_does_not_hold_time_up():
     async def main():
         loop = asyncio.get_running_loop()
+        loop.call_later(0.2, int)
         for timer in [loop.call_later(0.5, pytest.fail, "fired") for _ in range(500)]:
             timer.cancel()
-        assert len(loop._scheduled) == 500
+        assert len(loop._scheduled) == 501
         await asyncio.sleep(0.1)
-        assert len(loop._scheduled) < 100  # thrown out, not waited for
+        assert len(loop._scheduled) == 1  # thrown out, not waited for
         await asyncio.sleep(1)
         return now()
 

@@ -161,10 +161,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 message = "Task exception was never retrieved"
                 self.call_exception_handler({"message": message, "exception": error, "task": task})
 
-    def take_courage(self) -> None:
-        """Begin anew to count the turns in which nothing gets on."""
-        self._turns_at_this_moment = self._turns_without_main = 0
-
     def call_soon(
         self,
         callback: Callable[[Unpack[Ts]], object],
@@ -253,9 +249,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._ready.extend(due)
 
     def _drop_cancelled(self) -> None:
-        for timer in self._scheduled:
-            if timer.cancelled():
-                timer._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001 - what TimerHandle.cancel() looks at
         self._scheduled = [timer for timer in self._scheduled if not timer.cancelled()]
         heapq.heapify(self._scheduled)
         self._timer_cancelled_count = 0
@@ -288,7 +281,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             raise Livelock(self._complaint(f"main() has not run, although it is {self._now:.6f} by now"))
 
     def _complaint(self, text: str) -> str:
-        self.take_courage()
+        self._turns_at_this_moment = self._turns_without_main = 0  # what is cleaned up after this has turns of its own
         woken = [task for handle in self._ready if (task := woken_task(handle)) is not None]
         return (
             f"{self._patience} turns of the loop, and {text}; what runs:\n{describe_tasks(woken)}\n"

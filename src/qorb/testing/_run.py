@@ -86,7 +86,6 @@ def _wind_up(loop: VirtualLoop) -> None:
     left = loop.tasks()
     for task in left:
         task.cancel()
-    loop.take_courage()
     try:
         if left:
             loop.run_until_complete(asyncio.wait(left))
