@@ -17,7 +17,7 @@ from qorb._core.line import Line, Place
 from qorb._core.ranking import Ranking
 from qorb._diagnosis import Diagnosis, diagnose
 from qorb._slot import CLAIMED, CONNECTING, TERMINATED, UNCLAIMED, Slot
-from qorb._tasks import Call, CallFailedError, Interrupted, as_failure
+from qorb._tasks import Call, CallFailedError, Interrupted, call_now
 from qorb.connector import Outcome, overrides
 from qorb.errors import QueueFullError, WrongLoopError, describe, presentable
 
@@ -468,10 +468,7 @@ class Desk(Generic[C]):
         if connection is None:
             return True
         try:
-            try:
-                return bool(self.engine.connector.needs_recycle(connection, outcome))
-            except BaseException as error:
-                raise as_failure(error) from None
+            return bool(call_now(self.engine.connector.needs_recycle, connection, outcome))
         except CallFailedError as failure:
             self.engine.user_code_failed("needs_recycle()", failure.error)
             return True

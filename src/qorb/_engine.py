@@ -25,7 +25,7 @@ from qorb._diagnosis import describe_holder, diagnose
 from qorb._resolving import Watch
 from qorb._slot import CLAIMED
 from qorb._slot_set import OFFLINE_BACKOFF_CAP, SlotSet
-from qorb._tasks import REPEAT, CallFailedError, TaskOwner, TimerOwner, as_failure, logger
+from qorb._tasks import REPEAT, CallFailedError, TaskOwner, TimerOwner, call_now, logger
 from qorb._termination import Termination
 from qorb.errors import PoolForkedError, PoolTerminatedError, ResolveError, WrongLoopError, describe
 from qorb.stats import Ledger, PoolState, PoolStats
@@ -365,7 +365,7 @@ class Engine(Generic[C]):
         task = self.check_usable()
         if self._is_ready():
             return
-        attempt = Attempt(math.inf, common=False)
+        attempt = Attempt()
         attempt.asked, attempt.site = timeout, None
         self.desk.begin(attempt, task)
         future: asyncio.Future[Any] = self.loop.create_future()
@@ -420,10 +420,7 @@ class Engine(Generic[C]):
     def abort_detached(self, connection: C) -> None:
         """End a connection that has been left to its claimer."""
         try:
-            try:
-                self.connector.abort(connection)
-            except BaseException as error:
-                raise as_failure(error) from None
+            call_now(self.connector.abort, connection)
         except CallFailedError as failure:
             self.user_code_failed("abort()", failure.error)
 
@@ -435,10 +432,7 @@ class Engine(Generic[C]):
         if connection is None:
             return False
         try:
-            try:
-                return not self.connector.is_closed(connection)
-            except BaseException as error:
-                raise as_failure(error) from None
+            return not call_now(self.connector.is_closed, connection)
         except CallFailedError as failure:
             self.user_code_failed("is_closed()", failure.error)
             return False
@@ -456,10 +450,7 @@ class Engine(Generic[C]):
             return
         outer, self.observing = self.observing, True
         try:
-            try:
-                observer(event)
-            except BaseException as error:
-                raise as_failure(error) from None
+            call_now(observer, event)
         except CallFailedError as failure:
             if not self._observer_reported:
                 self._observer_reported = True

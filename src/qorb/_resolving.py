@@ -6,7 +6,7 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qorb._tasks import Call, CallFailedError, Interrupted, as_failure, logger, where
+from qorb._tasks import Call, CallFailedError, Interrupted, call_now, logger, where
 from qorb.backend import Backend, check_names
 from qorb.errors import ResolveError, WrongLoopError, describe, presentable
 
@@ -119,19 +119,12 @@ class Watch:
         if self._stopped:
             return
         try:
-            try:
-                read = tuple(backends)
-                for backend in read:
-                    if not isinstance(backend, Backend):
-                        raise TypeError(f"{backend!r} is no Backend")
-                check_names(read)
-            except BaseException as error:  # the iterable is user code
-                raise as_failure(error) from None
+            read = call_now(_checked, backends)
         except CallFailedError as failure:
             what = f"published a set that cannot be used, and it was ignored: {describe(failure.error)}"
             self._report(what, failure.error)
             return
-        self._subscriber.backends_known({backend.name: backend for backend in read})
+        self._subscriber.backends_known(read)
 
     def _report(self, what: str, error: BaseException | None) -> None:
         kind = type(self._resolver).__name__
@@ -139,3 +132,13 @@ class Watch:
         failure.__cause__ = presentable(error) if error is not None else None
         logger.error("%s: %s", self.name, what)
         self._subscriber.resolver_failed(failure)
+
+
+def _checked(backends: Iterable[Backend]) -> dict[str, Backend]:
+    """Read a set, by name; the iterable is user code."""
+    read = tuple(backends)
+    for backend in read:
+        if not isinstance(backend, Backend):
+            raise TypeError(f"{backend!r} is no Backend")
+    check_names(read)
+    return {backend.name: backend for backend in read}

@@ -37,14 +37,14 @@ class CallFailedError(Exception):
         self.error = error
 
 
-def as_failure(error: BaseException) -> CallFailedError:
-    """Take what synchronous user code raised, whatever it is, for a failure of that code.
-
-    KeyboardInterrupt and its like are raised again.
-    """
-    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-        raise error
-    return CallFailedError(error)
+def call_now(function: Callable[..., T], *arguments: object) -> T:
+    """Call synchronous user code. Raises CallFailedError for what it raised; KeyboardInterrupt and its like pass."""
+    try:
+        return function(*arguments)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - user code
+        raise CallFailedError(error) from None
 
 
 class Timer:

@@ -10,7 +10,7 @@ import random
 import threading
 import warnings
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
 from qorb._engine import Engine
 from qorb.claim import ClaimRequest, call_site
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
-_new: Any = object.__new__
 _DEFAULT_POLICY = Policy()
 
 
@@ -139,7 +138,7 @@ class Pool(Generic[C]):
         """
         if timeout is not None:
             _check_duration("timeout", timeout)
-        request: ClaimRequest[C] = _new(ClaimRequest)
+        request: ClaimRequest[C] = ClaimRequest()
         request.pool = self
         request.asked = timeout
         request.slot = request.future = None

@@ -22,16 +22,17 @@ _SWEEP_FROM = 32
 class Place:
     """One place in the line. A subclass says who stands there."""
 
+    # No __init__: one is made for every claim. Whoever makes it sets the first two; the line sets the others.
     __slots__ = ("common", "deadline", "in_line", "serial")
 
-    def __init__(self, deadline: float, *, common: bool) -> None:
-        """Take until when to wait (math.inf: for ever), and whether the timeout is the usual one."""
-        self.deadline = deadline
-        self.common = common
-        self.in_line = False
-        """Whether it is waited in this place; False again as soon as it is served or given up."""
-        self.serial = 0
-        """Lower numbers are served first."""
+    deadline: float
+    """Until when to wait, as a moment of the clock; math.inf: for ever."""
+    common: bool
+    """Whether the timeout is the usual one."""
+    in_line: bool
+    """Whether it is waited in this place; False again as soon as it is served or given up."""
+    serial: int
+    """Lower numbers are served first."""
 
 
 P = TypeVar("P", bound=Place)
