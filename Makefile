@@ -76,6 +76,10 @@ test-matrix: $(VENV)/.wheel ## Run the tests on every supported Python, with uvl
 bench: .venv-bench/.installed ## Measure against other pools
 	env -u PYTHONPATH .venv-bench/bin/python -m benchmarks $(BENCH_ARGS)
 
+.PHONY: diagram
+diagram: $(VENV)/.wheel ## Draw the state diagram of the documentation from the table of moves
+	$(RUN) tools.diagram
+
 .PHONY: format
 format: $(VENV)/.installed ## Format the code and repair what can be repaired safely
 	$(RUN) ruff check --fix-only --quiet $(wildcard $(CHECKED))

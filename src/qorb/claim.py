@@ -185,6 +185,9 @@ class Claim(Generic[C]):
         if slot is None:
             raise ClaimReleasedError("the claim was released; its connection may be somebody else's by now")
         if slot.revoked or slot.connection is None:
+            desk: Desk[C] = self._pool._desk  # type: ignore[assignment]  # noqa: SLF001 - as below; the claim was made
+            if desk.engine.forked:
+                desk.engine.check_place()
             raise ClaimRevokedError(f"the pool is ending and took back the connection to {self._backend.name}")
         return slot.connection
 
@@ -236,7 +239,7 @@ class Claim(Generic[C]):
     def __del__(self) -> None:
         """Give back what was forgotten."""
         slot = getattr(self, "_slot", None)
-        if slot is None:
+        if slot is None or slot.revoked:
             return
         self._slot = None
         desk = self._pool._desk  # noqa: SLF001 - a claim is a part of its pool

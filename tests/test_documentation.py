@@ -1,0 +1,93 @@
+"""The documentation: its code runs, and what it says of the code is so."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+import socketserver
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from qorb import Policy
+from qorb._core.states import diagram
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+TESTED_ELSEWHERE = {"docs/testing-your-application.md"}
+PLACEHOLDERS = ("127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003")
+
+
+class Echo(socketserver.StreamRequestHandler):
+    def handle(self):
+        with contextlib.suppress(ConnectionError):
+            while line := self.rfile.readline():
+                self.wfile.write(line)
+
+
+@pytest.fixture
+def echo_servers():
+    servers = [socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) for _ in PLACEHOLDERS]
+    threads = [threading.Thread(target=server.serve_forever, args=(0.01,)) for server in servers]
+    for thread in threads:
+        thread.start()
+    yield [f"127.0.0.1:{server.server_address[1]}" for server in servers]
+    for server, thread in zip(servers, threads, strict=True):
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def code_of(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in TESTED_ELSEWHERE and code_of(page)])
+def test_the_code_of_a_page_is_a_program_that_runs_without_a_warning(page, echo_servers, tmp_path):
+    code = code_of(page)
+    for placeholder, address in zip(PLACEHOLDERS, echo_servers, strict=True):
+        code = code.replace(placeholder, address)
+    program = tmp_path / "program.py"
+    program.write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", program], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_tutorial_ends_with_nothing_left(echo_servers, tmp_path):
+    program = tmp_path / "tutorial.py"
+    program.write_text(code_of("docs/tutorial.md"), encoding="utf-8")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.endswith("left of the pool: nothing\n")
+
+
+def test_the_state_diagram_is_drawn_from_the_table():
+    text = (ROOT / "docs/how-it-works.md").read_text(encoding="utf-8")
+    drawn = text.partition("<!-- states:start -->\n")[2].partition("<!-- states:end -->")[0]
+    assert drawn == f"```mermaid\n{diagram()}```\n", 'run "make diagram"'
+
+
+def test_the_policy_page_has_every_field_with_its_default():
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", (ROOT / "docs/policy.md").read_text(encoding="utf-8"), re.MULTILINE)
+    said = {name: math.inf if default == "inf" else float(default) for name, default in rows}
+    assert said == {field.name: field.default for field in dataclasses.fields(Policy)}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_within_the_project_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in target]
+    assert not [target for target in targets if not ((ROOT / page).parent / target).exists()]
+
+
+def test_the_architecture_names_every_module():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    modules = {path.name for path in (ROOT / "src/qorb").glob("*.py")}
+    assert not {name for name in modules if name not in text}
