@@ -409,7 +409,7 @@ class Desk(Generic[C]):
             self.release(slot, Outcome.CANCELLED)
             raise
         finally:
-            del self.acquiring[call]
+            self.acquiring.pop(call, None)
             self.engine.acquire_ended()
         if slot.revoked or call.interrupted:
             self.discard(slot)
@@ -450,6 +450,8 @@ class Desk(Generic[C]):
 
     def discard(self, slot: Slot[C]) -> None:
         """Take back a connection that is not to be used again. Never waits."""
+        if self.engine.forked:
+            return
         self._returned(slot)
         if slot.detached:
             connection, slot.connection, slot.ready = slot.connection, None, None
@@ -533,6 +535,14 @@ class Desk(Generic[C]):
             self._deadline_timer = None
         for call in tuple(self.acquiring):
             call.interrupt()
+
+    def abandon(self) -> None:
+        """Forget whoever waits: the loop is closed, and no news will reach them."""
+        self.open = False
+        self.refresh()
+        while self.line.pop() is not None:
+            pass
+        self.acquiring.clear()
 
 
 def check_thread(desk: Desk[Any]) -> None:

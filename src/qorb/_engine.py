@@ -52,9 +52,7 @@ _LONG_CLAIMS_PAUSE = 0.1
 def _mark_forked() -> None:
     """In a child process: nothing of the parent's pools may be touched, their sockets and selectors are shared."""
     for engine in tuple(_engines):
-        engine.forked = True
-        engine.desk.open = False
-        engine.desk.refresh()
+        engine.disown()
 
 
 os.register_at_fork(after_in_child=_mark_forked)
@@ -118,6 +116,18 @@ class Engine(Generic[C]):
         self._observer_reported = False
         self._warned_of_outsider = False
         _engines.add(self)
+
+    def disown(self) -> None:
+        """Be in a child process: tasks, sockets and sessions are the parent's, and nothing here touches them again."""
+        self.forked = True
+        self.observer = None
+        self.tasks.disown()
+        self.timers.cancel_all()
+        self.desk.open = False
+        self.desk.refresh()
+        for slots in self.sets.values():
+            for slot in slots.slots:
+                slot.revoked = True
 
     def start(self) -> None:
         """Start the resolver and the timers."""
@@ -274,7 +284,7 @@ class Engine(Generic[C]):
         self.termination.look()
 
     def _cancelled_from_outside(self) -> None:
-        if self.state is not PoolState.RUNNING or self._warned_of_outsider:
+        if self.state is not PoolState.RUNNING or self._warned_of_outsider or self.forked:
             return
         self._warned_of_outsider = True
         self.termination.abort()
@@ -419,6 +429,8 @@ class Engine(Generic[C]):
 
     def abort_detached(self, connection: C) -> None:
         """End a connection that has been left to its claimer."""
+        if self.forked:
+            return
         try:
             call_now(self.connector.abort, connection)
         except CallFailedError as failure:

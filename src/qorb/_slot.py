@@ -254,6 +254,8 @@ class Slot(Generic[C]):
             self._waker.set_result(None)
 
     async def _ask(self, function: Callable[..., Awaitable[T]], *arguments: object, within: float) -> T:
+        if self.owner.engine.forked:
+            raise Interrupted
         self.call = call = Call(self.owner.engine.timers, function, *arguments)
         try:
             return await call.within(within)

@@ -161,9 +161,8 @@ class Termination:
         """End although the loop is closed: nothing can be waited for, but everything can be closed."""
         engine = self._engine
         engine.state = PoolState.TERMINATING
-        engine.desk.open = False
-        engine.desk.refresh()
         engine.observer = None
+        engine.desk.abandon()
         engine.tasks.destroy_all()
         engine.ended()
 

@@ -226,10 +226,12 @@ class Pool(Generic[C]):
     def __del__(self) -> None:
         """End what was dropped without terminate(), and say so."""
         engine = getattr(self, "_engine", None)
-        if engine is None or engine.forked or engine.state is not PoolState.RUNNING:
+        if engine is None or engine.forked or engine.over:
             return
         closed = engine.loop.is_closed()
         if not closed:
+            if engine.state is not PoolState.RUNNING:
+                return  # the termination goes on
             try:
                 # Garbage is collected anywhere: in another thread, or in the midst of a move.
                 engine.loop.call_soon_threadsafe(engine.termination.abort)

@@ -12,6 +12,7 @@ import socket
 import ssl as tls
 import threading
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 from qorb.connector import Connector, Outcome, overrides
@@ -181,6 +182,7 @@ class TcpConnector(Connector[TcpStream]):
 
     async def _connected_socket(self, family: int, address: tuple[Any, ...]) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        _sockets.add(sock)
         try:
             sock.settimeout(0)
             for level, option, value in self._socket_options:
@@ -348,13 +350,34 @@ def _close_without_loop(
 
     A transport that has not ended warns when it is collected. There is no public way to tell it that it has.
     """
-    under_tls: Any = getattr(loop, "_transports", {}).get(sock.fileno())
+    under_tls = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    # The loop knows it before TLS does; but when the interpreter ends, the loop may have forgotten it.
+    known_to_loop = getattr(loop, "_transports", {}).get(sock.fileno())
     if transport is not None:
         with contextlib.suppress(RuntimeError):  # it is marked as closed before it asks the loop to go on
             transport.abort()
     sock.close()
-    if under_tls is not None:
-        under_tls._sock = None  # noqa: SLF001 - see above
+    for one in (transport, under_tls, known_to_loop):
+        if getattr(one, "_sock", None) is not None:
+            one._sock = None  # type: ignore[union-attr]  # noqa: SLF001 - see above
+
+
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+"""Those that were opened, some of them closed by now."""
+
+
+def _close_in_child() -> None:
+    """Close, in a child process, what the parent has open: this does not end the connections, but makes them its own.
+
+    Otherwise what asyncio does when it collects a stream in the child would take the parent's events away: they share
+    the selector.
+    """
+    for sock in tuple(_sockets):
+        sock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _unread(reader: asyncio.StreamReader) -> int:

@@ -1,0 +1,405 @@
+"""Programs that use a pool and end in all sorts of ways: `python -m tests.programs NAME PORT`.
+
+PORT is that of an echo server on loopback. A program prints a line when others may go on, and at the end "done" when it
+got there. What test_processes.py looks at besides is the exit code, stderr, and what the server sees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from qorb import Claim, Policy, Pool, PoolForkedError, PoolState
+from qorb.connectors import TcpConnector
+from qorb.events import PoolTerminateStart
+from qorb.resolvers import FixedResolver
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from qorb.connectors import TcpStream
+    from qorb.events import Event
+
+PORT = int(sys.argv[2])
+
+kept: list[Any] = []
+"""What lives until the interpreter ends."""
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def make_pool(observer: Callable[[Event], None] | None = None) -> Pool[TcpStream]:
+    policy = Policy(spares_wanted=3, max_slots=4)
+    return Pool("main", FixedResolver([("127.0.0.1", PORT)]), TcpConnector(), policy, observer=observer)
+
+
+async def begin(pool: Pool[TcpStream]) -> None:
+    # Debug mode reports slow callbacks by the clock; on a busy machine that says nothing.
+    asyncio.get_running_loop().slow_callback_duration = math.inf
+    await pool.start()
+    await pool.ready()
+
+
+async def echo(pool: Pool[TcpStream]) -> None:
+    """Have every connection of the pool answer."""
+    claims = [await pool.claim() for _ in range(pool.policy.max_slots)]
+    for claim in claims:
+        claim.connection.writer.write(b"hello\n")
+        assert await claim.connection.reader.readline() == b"hello\n"
+        claim.release()
+
+
+async def forever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+# A pool that is terminated.
+
+
+def terminated() -> None:
+    async def main() -> None:
+        pool = make_pool()
+        async with pool:
+            await begin(pool)
+            await echo(pool)
+        assert pool.ledger().empty
+
+    asyncio.run(main())
+
+
+# Pools that nobody terminates.
+
+
+def dropped() -> None:
+    async def main() -> None:
+        pool = make_pool()
+        await begin(pool)
+        del pool
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+def dropped_when_the_loop_is_closed() -> None:
+    loop = asyncio.new_event_loop()
+    pool = make_pool()
+    loop.run_until_complete(begin(pool))
+    loop.close()
+    del pool
+    gc.collect()
+
+
+def kept_when_the_loop_is_closed() -> None:
+    loop = asyncio.new_event_loop()
+    kept.append(make_pool())
+    loop.run_until_complete(begin(kept[0]))
+    loop.close()
+
+
+def loop_closed_while_it_is_being_terminated() -> None:
+    async def end(pool: Pool[TcpStream]) -> None:
+        await begin(pool)
+        kept.append(await pool.claim())
+        try:
+            async with asyncio.timeout(0.01):
+                await pool.terminate(grace=math.inf)
+        except TimeoutError:
+            assert pool.state is PoolState.TERMINATING
+
+    loop = asyncio.new_event_loop()
+    pool = make_pool()
+    loop.run_until_complete(end(pool))
+    loop.close()
+    kept.clear()
+    del pool
+    gc.collect()
+
+
+def body_returns() -> None:
+    async def main() -> None:
+        pool = make_pool()
+        await begin(pool)
+        await echo(pool)
+
+    asyncio.run(main())
+
+
+def body_returns_and_the_pool_is_kept() -> None:
+    async def main() -> None:
+        kept.append(make_pool())
+        await begin(kept[0])
+
+    asyncio.run(main())
+    assert kept[0].state is PoolState.TERMINATED
+
+
+def body_returns_with_claims_out_and_claims_waiting() -> None:
+    async def hold(pool: Pool[TcpStream]) -> None:
+        async with pool.claim():
+            await forever()
+
+    async def main() -> None:
+        pool = make_pool()
+        await begin(pool)
+        kept.extend(asyncio.ensure_future(hold(pool)) for _ in range(10))
+        await asyncio.sleep(0.05)
+
+    asyncio.run(main())
+
+
+def body_raises() -> None:
+    async def main() -> None:
+        pool = make_pool()
+        await begin(pool)
+        raise ZeroDivisionError("the body's own")
+
+    asyncio.run(main())
+
+
+def block_raises() -> None:
+    async def main() -> None:
+        async with make_pool() as pool:
+            await begin(pool)
+            raise ZeroDivisionError("the body's own")
+
+    asyncio.run(main())
+
+
+# Signals.
+
+
+async def wait_in_a_block(pool: Pool[TcpStream]) -> None:
+    async with pool:
+        await begin(pool)
+        async with pool.claim():
+            say("ready")
+            await forever()
+
+
+def interrupted() -> None:
+    try:
+        asyncio.run(wait_in_a_block(make_pool()))
+    except KeyboardInterrupt:
+        say("done")
+        sys.exit(130)
+
+
+def interrupted_without_a_block() -> None:
+    async def main() -> None:
+        pool = make_pool()
+        await begin(pool)
+        say("ready")
+        await forever()
+
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        say("done")
+        sys.exit(130)
+
+
+def interrupted_twice() -> None:
+    def tell(event: Event) -> None:
+        if isinstance(event, PoolTerminateStart):
+            say("terminating")
+
+    async def hold(pool: Pool[TcpStream]) -> None:
+        async with pool.claim():
+            await forever()
+
+    async def main() -> None:
+        pool = make_pool(tell)
+        kept.append(asyncio.ensure_future(wait_in_a_block(pool)))
+        await pool.start()
+        kept.append(asyncio.ensure_future(hold(pool)))
+        await kept[0]
+
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        say("done")
+        sys.exit(130)
+
+
+def killed() -> None:
+    asyncio.run(wait_in_a_block(make_pool()))
+
+
+def killed_with_a_handler_of_the_loop() -> None:
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        await wait_in_a_block(make_pool())
+
+    try:
+        asyncio.run(main())
+    except asyncio.CancelledError:
+        say("done")
+        sys.exit(143)
+
+
+def killed_with_a_handler_that_raises() -> None:
+    def leave(*_: object) -> NoReturn:
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, leave)
+    asyncio.run(wait_in_a_block(make_pool()))
+
+
+# fork().
+
+
+def leave(pool: Pool[TcpStream]) -> Callable[[], Awaitable[None]]:
+    return lambda: pool.__aexit__(None, None, None)
+
+
+async def assert_forked(pool: Pool[TcpStream], *claims: Claim[TcpStream]) -> None:
+    for call in (pool.claim, pool.ready, pool.start, pool.terminate, pool.__aenter__, leave(pool)):
+        try:
+            await call()
+        except PoolForkedError:
+            continue
+        raise AssertionError(f"{call} went through")
+    for now in (
+        pool.abort,
+        pool.stats,
+        pool.ledger,
+        *(functools.partial(getattr, one, "connection") for one in claims),
+    ):
+        try:
+            now()
+        except PoolForkedError:
+            continue
+        raise AssertionError(f"{now} went through")
+    for claim in claims:
+        claim.release()
+        claim.discard()
+
+
+def wait_for_child(child: int) -> None:
+    """Say how the child has ended. It gets ten seconds, which only matters when it hangs."""
+    for _ in range(1000):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            say(f"child {os.waitstatus_to_exitcode(status)}")
+            return
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    say("child hung")
+
+
+def forked(child_ends: Callable[[Pool[TcpStream]], object]) -> None:
+    """Fork in the midst of a block with a claim; the child tries every call and ends, the parent goes on."""
+
+    async def main() -> None:
+        pool = make_pool()
+        await begin(pool)
+        claim = await pool.claim()
+        async with pool.claim() as connection:
+            child = os.fork()
+            if not child:
+                await assert_forked(pool, claim)
+                child_ends(pool)
+                return
+        wait_for_child(child)
+        claim.release()
+        await echo(pool)
+        del connection
+        await pool.terminate()
+
+    asyncio.run(main())
+
+
+def child_returns() -> None:
+    forked(lambda _pool: None)
+
+
+def child_exits() -> None:
+    forked(lambda _pool: os._exit(0))
+
+
+def child_raises() -> None:
+    def fail(_pool: object) -> NoReturn:
+        raise ZeroDivisionError("the child's own")
+
+    forked(fail)
+
+
+def child_calls_sys_exit() -> None:
+    forked(lambda _pool: sys.exit(7))
+
+
+def child_collects_garbage() -> None:
+    def collect(_pool: object) -> NoReturn:
+        kept.clear()
+        gc.collect()
+        os._exit(0)
+
+    forked(collect)
+
+
+def child_of_a_loop_that_does_not_run() -> None:
+    """Fork while the pool's loop stands still; the child drops the pool and the loop, and ends like any program."""
+    loop = asyncio.new_event_loop()
+    pool = make_pool()
+    loop.run_until_complete(begin(pool))
+    child = os.fork()
+    if not child:
+        asyncio.run(assert_forked(pool))
+        del pool, loop
+        gc.collect()
+        return
+    wait_for_child(child)
+    loop.run_until_complete(echo(pool))
+    loop.run_until_complete(pool.terminate())
+    loop.close()
+
+
+def child_goes_on_with_the_loop() -> None:
+    """The child lets the loop of the parent run on, which it should not; still the parent must not notice."""
+    loop = asyncio.new_event_loop()
+    pool = make_pool()
+    loop.run_until_complete(begin(pool))
+    child = os.fork()
+    if not child:
+        loop.run_until_complete(asyncio.sleep(0.1))
+        os._exit(0)
+    wait_for_child(child)
+    loop.run_until_complete(echo(pool))
+    loop.run_until_complete(pool.terminate())
+    loop.close()
+
+
+# A loop in a thread.
+
+
+def loop_in_a_daemon_thread() -> None:
+    running = threading.Event()
+
+    async def main() -> None:
+        kept.append(make_pool())
+        await begin(kept[0])
+        running.set()
+        while True:
+            await echo(kept[0])
+
+    threading.Thread(target=lambda: asyncio.run(main()), daemon=True).start()
+    running.wait()
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
+    say("done")
