@@ -88,8 +88,13 @@ def fill(peer: socket.socket, content: bytes) -> int:
 
 def reset(peer: socket.socket) -> None:
     """Close with a RST."""
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset_when_closed(peer)
     peer.close()
+
+
+def reset_when_closed(peer: socket.socket) -> None:
+    """Have the kernel send a RST instead of a FIN when the socket is closed."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -104,6 +109,11 @@ async def eventually(condition: Callable[[], bool]) -> None:
 def open_sockets() -> frozenset[str]:
     """The sockets that this process has open, pairs and Unix ones included."""
     return frozenset(target for target in map(_target, Path("/proc/self/fd").iterdir()) if target.startswith("socket:"))
+
+
+def named(sock: socket.socket) -> str:
+    """What open_sockets() calls a socket."""
+    return f"socket:[{os.fstat(sock.fileno()).st_ino}]"
 
 
 def _target(link: Path) -> str:

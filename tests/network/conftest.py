@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.network.namespaces import Network, reason_against
+from tests.connectors.conftest import authority, client_context, listener  # noqa: F401 - fixtures
+from tests.connectors.peers import Listener
+from tests.network.namespaces import SERVER, Network, reason_against
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,3 +24,12 @@ def network() -> Iterator[Network]:
         pytest.skip(reason)
     with Network() as network:
         yield network
+
+
+@pytest.fixture
+def far_listener(network: Network) -> Iterator[Listener]:
+    """A listening socket at the server, at the other end of the cable."""
+    with network.at_server():
+        listener = Listener(SERVER)
+    with listener:
+        yield listener

@@ -13,22 +13,14 @@ from tests.connectors.peers import Listener, eventually, open_sockets
 from tests.network.namespaces import CLIENT, SERVER, SERVER_V6
 
 
-@pytest.fixture
-def listener(network):
-    with network.at_server():
-        listener = Listener(SERVER)
-    with listener:
-        yield listener
-
-
 @pytest.mark.parametrize(
     "settings", [{"keepalive": 1, "user_timeout": None}, {"keepalive": 1, "user_timeout": 1}], ids=str
 )
-def test_an_idle_connection_whose_peer_vanished_is_closed_by_keepalive(run_real, network, listener, settings):
+def test_an_idle_connection_whose_peer_vanished_is_closed_by_keepalive(run_real, network, far_listener, settings):
     async def main():
         connector, deaf = TcpConnector(**settings), TcpConnector(keepalive=None, user_timeout=1)
-        stream = await connector.connect(listener.backend)
-        deaf_stream = await deaf.connect(listener.backend)
+        stream = await connector.connect(far_listener.backend)
+        deaf_stream = await deaf.connect(far_listener.backend)
         network.cut()
         await eventually(lambda: connector.is_closed(stream))
         assert not deaf.is_closed(deaf_stream)
@@ -38,11 +30,11 @@ def test_an_idle_connection_whose_peer_vanished_is_closed_by_keepalive(run_real,
     run_real(main)
 
 
-def test_keepalive_leaves_a_quiet_peer_alone(run_real, listener):
+def test_keepalive_leaves_a_quiet_peer_alone(run_real, far_listener):
     async def main():
         connector = TcpConnector(keepalive=1, user_timeout=1)
-        stream = await connector.connect(listener.backend)
-        with await listener.accept() as peer:
+        stream = await connector.connect(far_listener.backend)
+        with await far_listener.accept() as peer:
             # Longer than it takes to give up a peer that has vanished.
             await asyncio.sleep(5)
             assert not connector.is_closed(stream)
@@ -53,11 +45,11 @@ def test_keepalive_leaves_a_quiet_peer_alone(run_real, listener):
     run_real(main)
 
 
-def test_a_read_whose_question_is_never_acknowledged_fails_by_user_timeout(run_real, network, listener):
+def test_a_read_whose_question_is_never_acknowledged_fails_by_user_timeout(run_real, network, far_listener):
     async def main():
         connector, patient = TcpConnector(keepalive=None, user_timeout=1), TcpConnector(user_timeout=None)
-        stream = await connector.connect(listener.backend)
-        patient_stream = await patient.connect(listener.backend)
+        stream = await connector.connect(far_listener.backend)
+        patient_stream = await patient.connect(far_listener.backend)
         network.cut()
         for one in (stream, patient_stream):
             one.writer.write(b"question")
@@ -70,22 +62,24 @@ def test_a_read_whose_question_is_never_acknowledged_fails_by_user_timeout(run_r
     run_real(main)
 
 
-def test_connecting_to_silence_ends_by_user_timeout(run_real, network, listener):
+def test_connecting_to_silence_ends_by_user_timeout(run_real, network, far_listener):
     async def main():
         network.cut()
-        with pytest.raises(ConnectError, match=f"connecting to {SERVER}:{listener.port} failed: Connection timed out"):
-            await TcpConnector(user_timeout=1).connect(listener.backend)
+        with pytest.raises(
+            ConnectError, match=f"connecting to {SERVER}:{far_listener.port} failed: Connection timed out"
+        ):
+            await TcpConnector(user_timeout=1).connect(far_listener.backend)
 
     before = open_sockets()
     run_real(main)
     assert open_sockets() <= before
 
 
-def test_connecting_to_silence_ends_when_it_is_cancelled(run_real, network, listener):
+def test_connecting_to_silence_ends_when_it_is_cancelled(run_real, network, far_listener):
     async def main():
         network.cut()
         before = open_sockets()
-        connecting = asyncio.create_task(TcpConnector().connect(listener.backend))
+        connecting = asyncio.create_task(TcpConnector().connect(far_listener.backend))
         await eventually(lambda: not open_sockets() <= before)
         connecting.cancel()
         await asyncio.wait({connecting})
@@ -95,10 +89,10 @@ def test_connecting_to_silence_ends_when_it_is_cancelled(run_real, network, list
     run_real(main)
 
 
-def test_closing_waits_for_a_vanished_peer_no_longer_than_its_caller_does(run_real, network, listener):
+def test_closing_waits_for_a_vanished_peer_no_longer_than_its_caller_does(run_real, network, far_listener):
     async def main():
         connector = TcpConnector()
-        stream = await connector.connect(listener.backend)
+        stream = await connector.connect(far_listener.backend)
         network.cut()
         stream.writer.write(b"x" * (1 << 24))
         before = open_sockets()
