@@ -116,6 +116,7 @@ def test_a_start_with_more_backends_than_slots_takes_no_more_than_max_slots() ->
     backends = [new(f"b{i}") for i in range(20)]
     plan = grow(backends, 0, LIMITS, NOW)
     assert said(plan.start) == {f"b{i}": 1 for i in range(16)}
+    assert plan.wanted == 16
     assert plan.starved
 
 
@@ -227,6 +228,11 @@ def test_each_offline_backend_gets_one_slot_from_what_is_left() -> None:
     assert not plan.starved
 
 
+def test_with_more_offline_backends_than_slots_left_they_take_turns_on_what_is_left() -> None:
+    a, others = Fake("a", unclaimed=4), [dead(f"x{i}", 0, again=NOW - i) for i in range(4)]
+    assert targets([a, *others], 0, limits(spares=4, slots=6), NOW) == (4, 0, 0, 1, 1)
+
+
 def test_one_live_backend_among_eight_dead_ones_keeps_its_slots() -> None:
     """The original: each dead backend takes one from the living; no claims at all and 34,000 reconnects a second."""
     a, others = Fake("a", unclaimed=8), [dead(f"x{i}") for i in range(8)]
@@ -294,6 +300,13 @@ def test_no_connection_is_closed_for_a_backend_that_would_only_back_off() -> Non
     assert not plan
     assert (plan.forgotten, plan.forgotten_at) == (x, NOW + 3)
     assert said(grow([a, x], 0, limits(spares=16), NOW + 3).stop) == {"a": 1}
+
+
+def test_an_unconnected_slot_is_ended_for_a_backend_that_backs_off() -> None:
+    a, x = Fake("a", unclaimed=14, connecting=2), dead("x", 0, again=NOW + 3)
+    plan = grow([a, x], 0, limits(spares=16), NOW)
+    assert said(plan.stop) == {"a": 1}
+    assert plan.forgotten is None
 
 
 def test_a_slot_that_ends_for_a_backend_is_enough_for_it() -> None:
@@ -463,6 +476,24 @@ def test_offline_backends_start_after_those_that_share() -> None:
     a, x = Fake("a", unclaimed=1, ending=13), dead("x", 0)
     plan = grow([x, a], 0, limits(spares=8), NOW)
     assert said(plan.start) == {"a": 2}
+
+
+def test_a_pool_in_full_use_by_equal_shares_is_not_starved() -> None:
+    backends = [Fake("a", claimed=6), Fake("b", claimed=5), Fake("c", claimed=5)]
+    assert not grow(backends, 100, LIMITS, NOW).starved
+
+
+def test_claims_above_the_level_at_the_cap_make_a_plan_starved() -> None:
+    a, b = Fake("a", claimed=9), Fake("b", claimed=7)
+    assert grow([a, b], 0, LIMITS, NOW).starved
+    a.claimed, a.unclaimed = 8, 1
+    assert said(grow([a, b], 0, LIMITS, NOW).stop) == {"a": 1}
+
+
+def test_a_plan_is_true_when_there_is_something_to_do() -> None:
+    assert bool(grow([Fake("a", unclaimed=1)], 0, LIMITS, NOW)) is True
+    assert bool(rebalance([Fake("a", unclaimed=9)], 0, LIMITS, NOW)) is True
+    assert bool(grow([Fake("a", unclaimed=9)], 0, LIMITS, NOW)) is False
 
 
 def test_no_backends_is_an_empty_plan() -> None:
