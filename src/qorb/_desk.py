@@ -115,7 +115,13 @@ class Desk(Generic[C]):
         self.quick = self.plain and not waiting
         returns = self.plain and not self._asks_needs_recycle and self._clean_is_fit
         self.swift = returns and not waiting and not self.starved
-        self.brisk = returns and waiting and engine.forgotten_at == math.inf and len(self.ranking.classes) == 1
+        self.brisk = (
+            returns
+            and waiting
+            and not self.starved
+            and engine.forgotten_at == math.inf
+            and len(self.ranking.classes) == 1
+        )
 
     # Backends come and go.
 
@@ -296,6 +302,7 @@ class Desk(Generic[C]):
         self.line.leave(attempt)
         if not self.line.waiting:
             self.refresh()
+        self._demand_fell()
         future = attempt.future
         if future is not None and future.done() and not future.cancelled() and isinstance(future.result(), Slot):
             self._return_untouched(future.result())
@@ -383,6 +390,7 @@ class Desk(Generic[C]):
             attempt.future.set_result(diagnosis)
         if not self.line.waiting:
             self.refresh()
+        self._demand_fell()
         deadline = self.line.next_deadline()
         if deadline < math.inf:
             self._arm_deadline(deadline)
@@ -487,6 +495,7 @@ class Desk(Generic[C]):
             if attempt is not None:
                 self._handed_out(slot, attempt.id)
                 attempt.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
+                self._demand_fell()
                 return
         slot.place = -1
         slot.move(UNCLAIMED)
@@ -509,6 +518,11 @@ class Desk(Generic[C]):
                 self._pass_on(slot)
                 return
         self._after_release()
+
+    def _demand_fell(self) -> None:
+        """Note that a claim was released or gave up: where not all slots are in demand, it may be a backend's turn."""
+        if self.starved and self.claimed + self.line.waiting < self.engine.policy.max_slots:
+            self.engine.replan()
 
     def _after_release(self) -> None:
         engine = self.engine

@@ -152,3 +152,25 @@ def test_whatever_a_published_iterable_raises_is_a_set_that_is_ignored(error):
             return list(pool.stats().backends)
 
     assert run(main) == ["a"]
+
+
+@pytest.mark.parametrize("how", ["deadline", "cancel"])
+def test_an_offline_backend_gets_its_turn_as_soon_as_a_claim_that_waits_gives_up(how):
+    async def main():
+        connector = FakeConnector()
+        connector.refuse("b")
+        backends = [Backend("a", "10.0.0.1", 1), Backend("b", "10.0.0.2", 1)]
+        policy = Policy(max_slots=2, connect_timeout=1e6, max_connection_backoff=1e5, health_interval=1e6)
+        async with Pool("p", FixedResolver(backends), connector, policy) as pool, pool.claim():
+            connector.stall("connect", "a")
+            waiting = asyncio.ensure_future(pool.claim(timeout=10 if how == "deadline" else 1e6))
+            await asyncio.sleep(9)  # the slot of b has been given to a, for the claim that waits
+            before = connector.count["connect"]
+            if how == "cancel":
+                waiting.cancel()
+            await asyncio.wait([waiting])
+            await asyncio.sleep(1)
+            await asyncio.gather(waiting, return_exceptions=True)
+            return connector.count["connect"] - before
+
+    assert run(main) > 0
