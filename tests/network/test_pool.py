@@ -60,14 +60,25 @@ def spoiled(how):
 
 @pytest.mark.parametrize("how", ["reset", "close", "unasked bytes"])
 def test_an_idle_connection_that_its_server_has_spoiled_is_never_handed_out(run_real, listener, how):
+    class Remembering(TcpConnector):
+        async def connect(self, backend):
+            stream = await super().connect(backend)
+            streams.append(stream)
+            return stream
+
+    streams = []
+    connector = Remembering()
+
     async def main():
-        async with Server(listener) as server, pool_over(listener, policy=QUIET) as pool:
+        async with (
+            Server(listener) as server,
+            pool_over(listener, connector=connector, policy=QUIET) as pool,
+        ):
             for _ in range(20):
                 await at_rest(pool, server)
                 for served in tuple(server.connections):
                     spoiled(how)(served)
-                # The turns in which the server's end acts and this one hears of it.
-                await asyncio.sleep(0.01)
+                await eventually(lambda: all(map(connector.is_closed, streams)))
                 await claim_and_ask(pool)
             assert pool.stats().claims == 20
             assert server.opened >= 20 * 4
@@ -207,7 +218,9 @@ def test_a_server_that_greets_with_nonsense_gets_no_claim_and_is_not_besieged(
             loop = asyncio.get_running_loop()
             began = loop.time()
             assert {await claim_and_ask(pool) for _ in range(50)} == {other_listener.backend.name}
-            await eventually(lambda: pool.stats().backends[listener.backend.name].failures >= 3)
+            await eventually(
+                lambda: bad.opened >= 5 and pool.stats().backends[listener.backend.name].last_error is not None
+            )
             stats = pool.stats().backends[listener.backend.name]
             assert words in stats.last_error
             assert not stats.online
@@ -242,8 +255,9 @@ def test_a_server_that_fails_the_tls_handshake_gets_no_claim(run_real, listener,
         connector = TcpConnector(ssl=ssl.create_default_context())
         async with Server(listener, behave) as server, pool_over(listener, connector=connector) as pool:
             server.reply = lambda transport, received: None
+            await eventually(lambda: any(stats.last_error for stats in pool.stats().backends.values()))
             with pytest.raises(NoBackendsOnlineError, match=words):
-                await pool.claim(timeout=1)
+                await pool.claim(timeout=0.1)
         await eventually(lambda: not server.connections)
         assert_nothing_left(pool)
 

@@ -65,6 +65,7 @@ def test_a_peer_that_vanished_while_idle_is_noticed_and_one_that_is_back_serves(
             await claim_and_ask(pool)
             network.cut()
             await eventually(lambda: not stats_of(pool, far_listener).online)
+            await eventually(lambda: "not done within" in (stats_of(pool, far_listener).last_error or ""))
             with pytest.raises(NoBackendsOnlineError, match="not done within"):
                 await pool.claim(timeout=0.5)
             network.mend()
