@@ -353,6 +353,16 @@ def test_a_forgotten_backend_gets_the_slot_that_comes_free_and_gives_it_back_aft
     assert (plan.forgotten, plan.forgotten_at) == (x, NOW + 40)
 
 
+def test_at_the_very_moment_named_the_forgotten_backend_gets_a_slot_that_is_not_claimed() -> None:
+    a, x = Fake("a", claimed=15, checking=1), dead("x", 0, tried=NOW - 20)
+    plan = grow([a, x], 5, LIMITS, NOW)
+    assert not plan
+    assert (plan.forgotten, plan.forgotten_at) == (x, NOW + 10)
+    plan = grow([a, x], 5, LIMITS, NOW + 10)
+    assert said(plan.stop) == {"a": 1}
+    assert plan.forgotten is None
+
+
 def test_one_extra_attempt_at_a_time_goes_on_under_full_load() -> None:
     a = Fake("a", claimed=15)
     x, y = dead("x", 1, attempting=1, tried=NOW), dead("y", 0, tried=0, again=0)
@@ -470,6 +480,12 @@ def test_when_room_is_short_those_that_have_least_come_first() -> None:
     plan = grow([a, b, c], 0, limits(spares=12, slots=13), NOW)
     assert targets([a, b, c], 0, limits(spares=12, slots=13), NOW) == (4, 4, 4)
     assert said(plan.start) == {"c": 2, "b": 1}
+
+
+def test_when_room_is_short_nobody_gets_more_than_its_own_cap_allows() -> None:
+    a, b = Fake("a", unclaimed=1, ending=3), Fake("b", unclaimed=1)
+    plan = grow([a, b], 0, limits(spares=8, slots=8, per_backend=5), NOW)
+    assert said(plan.start) == {"a": 1, "b": 2}
 
 
 def test_offline_backends_start_after_those_that_share() -> None:
