@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from tests.connectors.peers import Listener
+from tests.connectors.peers import Listener, Names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,3 +33,11 @@ def client_context(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
+    """What the system's look-up of host names finds."""
+    names = Names(monkeypatch)
+    yield names
+    names.may_answer.set()

@@ -7,8 +7,9 @@ import contextlib
 import os
 import socket
 import struct
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from qorb import Backend
 
@@ -16,10 +17,34 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Callable
 
+    import pytest
+
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 GIVE_UP = 60.0
 """Seconds after which a test that waits for something says that it did not happen."""
+
+
+class Names:
+    """Stands in for the look-up of host names. While `may_answer` is not set, whoever asks must wait."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.known: dict[str, list[str] | Exception] = {}
+        self.asked = threading.Event()
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self._ask = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self._look_up)
+
+    def _look_up(self, host: str, port: int, *arguments: Any, flags: int = 0, **options: Any) -> Any:
+        if flags & socket.AI_NUMERICHOST or host not in self.known:
+            return self._ask(host, port, *arguments, flags=flags, **options)
+        self.asked.set()
+        assert self.may_answer.wait(GIVE_UP)
+        answers = self.known[host]
+        if isinstance(answers, Exception):
+            raise answers
+        return [answer for address in answers for answer in self._ask(address, port, *arguments, **options)]
 
 
 class Listener:

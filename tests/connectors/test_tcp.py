@@ -152,35 +152,6 @@ def test_an_ip_address_is_not_looked_up(run_real, listener, monkeypatch):
     run_real(main)
 
 
-class Names:
-    """Stands in for the system's look-up of host names."""
-
-    def __init__(self, monkeypatch):
-        self.known = {}
-        self.asked = threading.Event()
-        self.may_answer = threading.Event()
-        self.may_answer.set()
-        self._ask = socket.getaddrinfo
-        monkeypatch.setattr(socket, "getaddrinfo", self._look_up)
-
-    def _look_up(self, host, port, *arguments, flags=0, **options):
-        if flags & socket.AI_NUMERICHOST or host not in self.known:
-            return self._ask(host, port, *arguments, flags=flags, **options)
-        self.asked.set()
-        assert self.may_answer.wait(60)
-        answers = self.known[host]
-        if isinstance(answers, Exception):
-            raise answers
-        return [answer for address in answers for answer in self._ask(address, port, *arguments, **options)]
-
-
-@pytest.fixture
-def names(monkeypatch):
-    names = Names(monkeypatch)
-    yield names
-    names.may_answer.set()
-
-
 def test_a_host_name_is_tried_at_each_of_its_addresses(run_real, listener, names):
     names.known["db.test"] = ["::1", "127.0.0.2", "127.0.0.1"]
     threads = threading.active_count()

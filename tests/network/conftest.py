@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.connectors.conftest import authority, client_context, listener  # noqa: F401 - fixtures
+from tests.connectors.conftest import authority, client_context, listener, names  # noqa: F401 - fixtures
 from tests.connectors.peers import Listener
 from tests.network.namespaces import SERVER, Network, reason_against
 

@@ -8,10 +8,20 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from qorb import AllClaimsUsedError, Backend, ClaimRevokedError, ConnectError, NoBackendsOnlineError, Policy, Pool
+from qorb import (
+    AllClaimsUsedError,
+    Backend,
+    ClaimRevokedError,
+    ConnectError,
+    NoBackendsOnlineError,
+    Policy,
+    Pool,
+    TerminationError,
+)
 from qorb.connectors import TcpConnector
 from qorb.resolvers import ManualResolver
 from qorb.testing import assert_nothing_left
@@ -363,6 +373,26 @@ def test_a_pool_whose_connections_are_all_held_says_so_on_real_sockets_too(run_r
                 with pytest.raises(AllClaimsUsedError):
                     await pool.claim(timeout=0.01)
             await claim_and_ask(pool)
+
+    run_real(main)
+
+
+def test_terminating_waits_for_a_look_up_that_nothing_can_interrupt(run_real, names):
+    names.known["db.test"] = ["127.0.0.1"]
+    names.may_answer.clear()
+    threads = threading.active_count()
+
+    async def main():
+        pool = pool_over("db.test:1")
+        await pool.start()
+        await eventually(names.asked.is_set)
+        with pytest.raises(TerminationError, match=r"db\.test:1"):
+            await pool.terminate(grace=0, timeout=0.2)
+        assert threading.active_count() > threads
+        names.may_answer.set()
+        await pool.terminate()
+        assert threading.active_count() == threads
+        assert_nothing_left(pool)
 
     run_real(main)
 
