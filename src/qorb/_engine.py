@@ -13,7 +13,6 @@ import os
 import threading
 import tracemalloc
 import warnings
-import weakref
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -43,7 +42,9 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
-_engines: weakref.WeakSet[Engine[Any]] = weakref.WeakSet()
+_engines: dict[Engine[Any], None] = {}
+"""All that have not ended. Otherwise a Pool in a reference cycle would be collected together with its tasks, and asyncio
+would complain of those before the Pool could end them."""
 
 _LONG_CLAIMS_PAUSE = 0.1
 """Seconds between two looks for long claims at the least, however little Policy.long_claim_warning is."""
@@ -115,7 +116,7 @@ class Engine(Generic[C]):
         """The observer is being told of something, which is still under way."""
         self._observer_reported = False
         self._warned_of_outsider = False
-        _engines.add(self)
+        _engines[self] = None
 
     def disown(self) -> None:
         """Be in a child process: tasks, sockets and sessions are the parent's, and nothing here touches them again."""
@@ -539,6 +540,7 @@ class Engine(Generic[C]):
     def ended(self) -> None:
         """Be over."""
         self.state = PoolState.TERMINATED
+        _engines.pop(self, None)
         self.timers.cancel_all()
         self.observer = None
         self.departed_claims += sum(slots.total_claims for slots in self.sets.values())

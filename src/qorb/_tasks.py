@@ -204,6 +204,9 @@ class Call(Generic[T]):
             try:
                 argument = yield self._waits_for
                 step = self.coroutine.send
+            except GeneratorExit:  # from the garbage collector, which may have closed the coroutine before
+                self.coroutine.close()
+                raise
             except BaseException as error:  # noqa: BLE001 - passed on to the code that waits: that is what a task does
                 step, argument = self.coroutine.throw, error
                 self._throw = False

@@ -85,7 +85,7 @@ class Line(Generic[P]):
         place.in_line = False
         self.waiting -= 1
         self._crossed_out += 1
-        if self._crossed_out > _SWEEP_FROM and self._crossed_out > self.waiting:
+        if not self.waiting or (self._crossed_out > _SWEEP_FROM and self._crossed_out > self.waiting):
             self._sweep()
 
     def pop(self) -> P | None:
@@ -100,6 +100,8 @@ class Line(Generic[P]):
             if place.in_line:
                 place.in_line = False
                 self.waiting -= 1
+                if not self.waiting and (self._crossed_out or self._heap):
+                    self._sweep()
                 return place
             self._crossed_out -= 1
         return None
@@ -143,6 +145,9 @@ class Line(Generic[P]):
             heappop(heap)
 
     def _sweep(self) -> None:
+        """Forget who has gone; when nobody waits, all of them: who stood here must not be kept alive by the line."""
         self._common = deque(place for place in self._common if place.in_line)
         self._others = deque(place for place in self._others if place.in_line)
         self._crossed_out = 0
+        if not self.waiting:
+            self._heap.clear()
