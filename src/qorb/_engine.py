@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 _engines: dict[Engine[Any], None] = {}
-"""All that have not ended. Otherwise a Pool in a reference cycle would be collected together with its tasks, and asyncio
-would complain of those before the Pool could end them."""
+"""All that have not ended. Otherwise a Pool in a reference cycle would be collected together with its tasks, and
+asyncio would complain of those before the Pool could end them."""
 
 _LONG_CLAIMS_PAUSE = 0.1
 """Seconds between two looks for long claims at the least, however little Policy.long_claim_warning is."""
