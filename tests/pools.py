@@ -33,13 +33,14 @@ class Watched:
         *,
         observed: bool = False,
         seed: int = 1,
+        name: str = "main",
         **policy: Any,
     ) -> None:
         self.resolver: Any = known if hasattr(known, "watch") else ManualResolver(known)
         self.connector = FakeConnector() if connector is None else connector
         self.events: list[tuple[float, Event]] = []
         self.pool: Pool[FakeConnection] = Pool(
-            "main",
+            name,
             self.resolver,
             self.connector,
             Policy(**policy),
@@ -76,10 +77,11 @@ async def opened(
     ready: bool = True,
     observed: bool = False,
     seed: int = 1,
+    name: str = "main",
     **policy: Any,
 ) -> AsyncIterator[Watched]:
     """Start a pool, by default until it is ready; at the end nothing of it may be left, and no cap been exceeded."""
-    watched = Watched(known, connector, observed=observed, seed=seed, **policy)
+    watched = Watched(known, connector, observed=observed, seed=seed, name=name, **policy)
     async with watched.pool as pool:
         if ready:
             await pool.ready()
