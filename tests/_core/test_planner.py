@@ -191,6 +191,14 @@ def test_slots_told_to_end_do_not_count_for_the_remainder() -> None:
     assert targets([a, b], 0, limits(spares=7), NOW) == (3, 4)
 
 
+def test_the_remainder_does_not_go_to_one_that_cannot_have_it_yet() -> None:
+    a, b, c = new("a"), Fake("b", unclaimed=2, ending=1), Fake("c", unclaimed=2)
+    small = limits(spares=13, slots=14, per_backend=5)
+    assert targets([a, b, c], 0, small, NOW) == (4, 4, 5)
+    apply(grow([a, b, c], 0, small, NOW))
+    assert not grow([a, b, c], 0, small, NOW)
+
+
 def test_no_backend_gets_more_than_its_cap() -> None:
     a, b = Fake("a", claimed=5), Fake("b", unclaimed=1)
     assert targets([a, b], 0, limits(spares=11, per_backend=6), NOW) == (6, 6)
