@@ -78,6 +78,22 @@ def terminated() -> None:
     asyncio.run(main())
 
 
+def terminated_with_a_host_name() -> None:
+    """Such names are looked up on threads."""
+
+    async def main() -> None:
+        pool = Pool("main", FixedResolver([("localhost", PORT)]), TcpConnector(), Policy(spares_wanted=3, max_slots=4))
+        async with pool:
+            await begin(pool)
+            await echo(pool)
+        await asyncio.sleep(0)
+        assert threading.active_count() == 1
+        async with Pool("second", FixedResolver([("localhost", PORT)]), TcpConnector()) as second:
+            await second.start()  # and ends while they are looked up
+
+    asyncio.run(main())
+
+
 # Pools that nobody terminates.
 
 

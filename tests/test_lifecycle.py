@@ -289,6 +289,48 @@ def test_a_pool_that_is_dropped_in_the_midst_of_its_termination_when_its_loop_is
     assert list(stage.connector.unclosed) == []
 
 
+# KeyboardInterrupt and SystemExit in the connector: they leave the loop, and the pool is whole.
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("operation", ["connect", "validate", "on_acquire", "on_recycle", "close", "abort"])
+def test_what_stops_the_loop_in_the_connector_does_not_keep_the_pool_from_ending(operation, error):
+    class Raising(FakeConnector):
+        def abort(self, connection: Any) -> None:
+            super().abort(connection)
+            if raising and operation == "abort":
+                raising.clear()
+                raise error
+
+    raising = [True]
+
+    async def live() -> None:
+        if operation != "abort":
+            stage.connector.fail(operation, error)
+        await stage.pool.start()
+        claim = await stage.pool.claim()
+        await asyncio.sleep(0.1)
+        claim.release()
+        await asyncio.sleep(31)
+        await stage.pool.terminate(grace=0 if operation == "abort" else 5)
+
+    async def set_up_with_connector() -> Stage:
+        return Stage(connector=Raising())
+
+    loop = new_loop()
+    stage = loop.run_until_complete(set_up_with_connector())
+    living = loop.create_task(live())
+    with pytest.raises(error):
+        loop.run_forever()
+    stage.connector.heal()
+    living.cancel()
+    loop.run_until_complete(asyncio.wait([living]))
+    assert living.cancelled() or type(living.exception()) is error
+    loop.run_until_complete(stage.pool.terminate())
+    loop.run_until_complete(stage.assert_over())
+    loop.close()
+
+
 # Aborted from outside.
 
 

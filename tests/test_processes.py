@@ -106,8 +106,9 @@ def run_program(server: EchoServer, name: str, *signals: signal.Signals, warn: b
     return Ended(program.returncode, lines + out.split("\n")[:-1], err)
 
 
-def test_a_process_whose_pool_was_terminated_ends_without_a_word(server):
-    ended = run_program(server, "terminated")
+@pytest.mark.parametrize("program", ["terminated", "terminated_with_a_host_name"])
+def test_a_process_whose_pool_was_terminated_ends_without_a_word(server, program):
+    ended = run_program(server, program)
     assert (ended.code, ended.out, ended.err) == (0, ["done"], "")
 
 
