@@ -308,8 +308,10 @@ class Engine(Generic[C]):
     # Balance.
 
     def has_room(self, slots: SlotSet[C]) -> bool:
-        """Say whether the caps allow one more slot for a backend."""
-        return self.slots < self.policy.max_slots and len(slots.slots) < self.policy.max_slots_per_backend
+        """Say whether there is room for one more slot of a backend, and nobody else waits for that."""
+        policy = self.policy
+        within = self.slots < policy.max_slots and len(slots.slots) < policy.max_slots_per_backend
+        return within and not self.desk.starved
 
     def replan(self) -> None:
         """Plan once before the next turn of the loop is over."""

@@ -172,6 +172,8 @@ class SlotSet(Ranked, Generic[C]):
         """Forget a slot whose task has ended."""
         self.slots.pop(slot, None)
         self.engine.slots -= 1
+        if slot is self._converting:
+            self.convert()
         self.engine.slot_gone(self, task)
 
     # The door.
@@ -398,7 +400,8 @@ class SlotSet(Ranked, Generic[C]):
     def convert(self) -> None:
         """Replace the next idle connection to an old address, unless one is being replaced."""
         under_way = self._converting
-        if self.leaving or (under_way is not None and under_way.state is CONNECTING):
+        busy = under_way is not None and under_way.state is CONNECTING
+        if busy or self.leaving or self.engine.tasks.closed:
             return
         self._converting = None
         old = next((slot for slot in self.idle if slot.stale), None)
@@ -416,7 +419,7 @@ class SlotSet(Ranked, Generic[C]):
         replaced, slot.replaces = slot.replaces, None
         if replaced is not None and replaced.state in (UNCLAIMED, CHECKING, RECYCLING):
             replaced.retire()
-        if slot is self._converting:
+        if slot is self._converting or slot.stale:
             self.convert()
         self.engine.slot_idle()
 

@@ -174,3 +174,36 @@ def test_an_offline_backend_gets_its_turn_as_soon_as_a_claim_that_waits_gives_up
             return connector.count["connect"] - before
 
     assert run(main) > 0
+
+
+def test_a_connection_that_is_being_checked_as_its_backend_moves_is_replaced_too():
+    async def main():
+        connector = FakeConnector()
+        connector.slow(0.5, "validate")
+        resolver = ManualResolver([Backend("a", "10.0.0.1", 1)])
+        policy = Policy(spares_wanted=1, max_slots=4, health_interval=1, spread=0)
+        async with Pool("p", resolver, connector, policy) as pool:
+            await pool.ready()
+            await asyncio.sleep(1.2)
+            resolver.set([Backend("a", "10.0.0.9", 1)])
+            await asyncio.sleep(20)
+            return [connection.backend.host for connection in connector.connections]
+
+    assert run(main) == ["10.0.0.9"]
+
+
+def test_connections_are_replaced_although_the_first_attempt_to_do_so_was_given_up():
+    async def main():
+        connector = FakeConnector()
+        resolver = ManualResolver([Backend("a", "10.0.0.1", 1)])
+        policy = Policy(spares_wanted=2, max_slots=4, rebalance_interval=5, health_interval=1e6)
+        async with Pool("p", resolver, connector, policy) as pool:
+            await pool.ready()
+            connector.refuse("a")
+            resolver.set([Backend("a", "10.0.0.9", 1)])
+            await asyncio.sleep(7)  # the slot that is one too many at present has been given up
+            connector.heal()
+            await asyncio.sleep(60)
+            return {connection.backend.host for connection in connector.connections}
+
+    assert run(main) == {"10.0.0.9"}
