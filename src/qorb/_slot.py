@@ -189,11 +189,9 @@ class Slot(Generic[C]):
     def fall_due(self) -> None:
         """Note that a check, or the end of the connection's lifetime, is due."""
         self._due_timer = None
-        self.due = True
+        self.due = self.odd = True  # whoever claims it before its check begins must not return it without a look
         if self.state is UNCLAIMED:
             self.owner.check_next()
-        elif self.state is CLAIMED:
-            self.odd = True
 
     def check(self) -> bool:
         """Leave the idle ones to be checked; False when it is replaced at once: too old, or visibly dead."""
@@ -319,6 +317,7 @@ class Slot(Generic[C]):
         pause = engine.policy.health_interval + engine.rng.random() * _finite(engine.policy.spread)
         moment = min(engine.loop.time() + pause, self._expires)
         self.due = False
+        self.odd = self.stale
         self._due_timer = engine.timers.at(moment, self.fall_due)
 
     async def _check(self) -> None:

@@ -207,3 +207,24 @@ def test_connections_are_replaced_although_the_first_attempt_to_do_so_was_given_
             return {connection.backend.host for connection in connector.connections}
 
     assert run(main) == {"10.0.0.9"}
+
+
+def test_a_connection_that_is_claimed_when_its_check_is_due_is_checked_when_it_comes_back():
+    class Clean(FakeConnector):
+        def needs_recycle(self, connection, outcome):
+            return False
+
+    async def main():
+        connector = Clean()
+        connector.slow(0.5, "validate")
+        policy = Policy(spares_wanted=2, max_slots=2, health_interval=10, spread=0)
+        async with Pool("p", FixedResolver(ONE), connector, policy) as pool:
+            await pool.ready()
+            await asyncio.sleep(10.1)  # both are due, and one is being checked
+            async with pool.claim() as connection:
+                await asyncio.sleep(1)
+            before = [call.connection for call in connector.calls].count(connection)
+            await asyncio.sleep(2)
+            return [call.connection for call in connector.calls].count(connection) - before
+
+    assert run(main) == 1
