@@ -389,6 +389,11 @@ def test_a_backend_never_tried_for_lack_of_a_slot_is_forgotten_from_its_appearan
     assert (plan.forgotten, plan.forgotten_at) == (b, NOW + 30)
 
 
+def test_two_slots_are_enough_for_a_forgotten_backend_to_be_named() -> None:
+    a, x = Fake("a", claimed=2), dead("x", 0)
+    assert grow([a, x], 5, limits(slots=2), NOW).forgotten is x
+
+
 def test_with_one_slot_nothing_is_taken_from_the_only_online_backend() -> None:
     a, x = Fake("a", claimed=1), dead("x", 0, tried=0, again=0)
     plan = grow([a, x], 5, limits(slots=1), NOW)
@@ -494,6 +499,9 @@ def test_when_room_is_short_nobody_gets_more_than_its_own_cap_allows() -> None:
     a, b = Fake("a", unclaimed=1, ending=3), Fake("b", unclaimed=1)
     plan = grow([a, b], 0, limits(spares=8, slots=8, per_backend=5), NOW)
     assert said(plan.start) == {"a": 1, "b": 2}
+    a.ending = 4
+    plan = grow([a, b], 0, limits(spares=12, slots=12, per_backend=7), NOW)
+    assert said(plan.start) == {"a": 2, "b": 4}
 
 
 def test_offline_backends_start_after_those_that_share() -> None:
