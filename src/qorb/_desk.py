@@ -399,10 +399,13 @@ class Desk(Generic[C]):
 
     async def _acquire(self, slot: Slot[C], attempt: Attempt) -> bool:
         """Let the connector prepare the connection for its claimer; False when it is not fit."""
-        policy = self.engine.policy
-        limit = policy.health_check_timeout
-        if attempt.timeout > 0:
-            limit = min(limit, attempt.deadline - self.clock())
+        limit = self.engine.policy.health_check_timeout
+        left = attempt.deadline - self.clock()
+        if left > 0:
+            limit = min(limit, left)
+        elif attempt.timeout > 0 and left > -_STALL:  # after a stall it is prepared all the same: it was at hand
+            self._return_untouched(slot)
+            raise diagnose(self.engine).error(attempt)
         call: Call[None] = Call(self.engine.timers, self.engine.connector.on_acquire, slot.connection)
         self.acquiring[call] = slot
         try:
