@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qorb.stats import Ledger
 
 _MAX_TEXT = 500
+_MAX_CHAIN = 10
 
 
 class PoolError(Exception):
@@ -150,14 +151,25 @@ def presentable(error: BaseException) -> BaseException:
     The traceback is dropped: its frames hold the connector's local variables, credentials among them, and would keep
     them alive as long as the error is remembered.
     """
-    if isinstance(error, Exception) and _harmless(error):
-        return error.with_traceback(None)
-    return ConnectError(describe(error))
+    chain = _chain(error)
+    if len(chain) > _MAX_CHAIN or not all(isinstance(link, Exception) and _harmless(link) for link in chain):
+        return ConnectError(describe(error))
+    for link in chain:
+        link.__traceback__ = None
+    return error
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Give the exception and those that would be printed with it; one more than _MAX_CHAIN when there are too many."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and len(chain) <= _MAX_CHAIN:
+        chain.append(link)
+        link = link.__cause__ if link.__suppress_context__ or link.__cause__ is not None else link.__context__
+    return chain
 
 
 def _harmless(error: BaseException) -> bool:
-    if error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
-        return False
     kind = type(error).__name__
     try:
         text, shown = str(error), repr(error)
