@@ -145,11 +145,13 @@ class ClaimRequest(Attempt, Generic[C]):
             and not slot.odd
             and (not desk.checks_closed or desk.engine.seems_open(slot))
             and (first := desk.line.pop()) is not None
-            and not first.future.done()  # else it was cancelled, and the long way goes on to the next
         ):
             if not desk.line.waiting:
                 desk.refresh()
-            first.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
+            if first.future.done():  # it was cancelled: the long way goes on to the next
+                desk.release(slot, Outcome.CLEAN)
+            else:
+                first.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
         else:
             desk.release(slot, _outcome(kind))
         return desk.done
