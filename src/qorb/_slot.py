@@ -317,6 +317,8 @@ class Slot(Generic[C]):
         pause = engine.policy.health_interval + engine.rng.random() * _finite(engine.policy.spread)
         moment = min(engine.loop.time() + pause, self._expires)
         self.due = False
+        if self._due_timer is not None:  # checked before its time, because another check had failed
+            self._due_timer.cancel()
         self.odd = self.stale
         self._due_timer = engine.timers.at(moment, self.fall_due)
 
