@@ -70,13 +70,11 @@ class Line(Generic[P]):
     def rejoin(self, place: P) -> None:
         """Stand at the front: for one who had been served and got nothing fit for use."""
         self._first = place.serial = self._first - 1
+        place.common = False  # two who come back may stand in another order than their deadlines
         place.in_line = True
         self.waiting += 1
-        if place.common:
-            self._common.appendleft(place)
-        else:
-            self._others.appendleft(place)
-            self._note_deadline(place)
+        self._others.appendleft(place)
+        self._note_deadline(place)
 
     def leave(self, place: P) -> None:
         """Give a place up; one that has been served or given up already stays as it is."""
