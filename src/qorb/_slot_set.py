@@ -27,6 +27,9 @@ C = TypeVar("C")
 
 MAX_ATTEMPTS_IN_FLIGHT = 8
 """So many connects to one backend run side by side at the most: one that comes back must not be overrun."""
+LEAST_PAUSE = 0.001
+"""Seconds between a failed attempt and the next, even where the policy wants none: an attempt that fails without waiting
+would be repeated for ever within one turn of the loop."""
 OFFLINE_BACKOFF_CAP = 5.0
 """Seconds between attempts at the most while nothing in the pool is online."""
 
@@ -167,6 +170,7 @@ class SlotSet(Ranked, Generic[C]):
             if slot.state is CLAIMED:
                 slot.odd = slot.due or slot.stale or slot.revoked
         self.engine.desk.admit(self)
+        self._weigh_failures()  # their timer was set aside
 
     def slot_ended(self, slot: Slot[C], task: asyncio.Task[None]) -> None:
         """Forget a slot whose task has ended."""
@@ -316,6 +320,7 @@ class SlotSet(Ranked, Generic[C]):
         self.last_attempt = now
         self._failed(error)
         self.backoff.failed(began_in, now, self.engine.backoff_cap())
+        self.backoff.not_before = max(self.backoff.not_before, now + LEAST_PAUSE)
         self._tried()
         self.observe_failure(events.ConnectFailed, slot, self.last_error_text or "")
         self._rearm_backoff_timer()
