@@ -213,16 +213,20 @@ class Desk(Generic[C]):
         return slot
 
     def _choose(self, claim_id: int) -> Slot[C] | None:
-        """Find the idle connection that is to be handed out next; dead ones are replaced on the way."""
+        """Find the idle connection that is to be handed out next; dead ones are replaced on the way.
+
+        `claim_id` is 0 when it is not known yet who will get it: the observer is told later then, by `_take_turn`.
+        """
         engine = self.engine
+        observed = claim_id > 0 and engine.observer is not None
         while (slots := self.ranking.choose()) is not None:
             slot = slots.idle[-1]
-            if engine.observer is not None:
+            if observed:
                 engine.emit(events.SlotSetClaimStart(engine.name, claim_id, slots.backend.name))
             if engine.seems_open(slot):
                 return slot
             slots.found_closed(slot)
-            if engine.observer is not None:
+            if observed:
                 reason = "the idle connection was closed by the other side"
                 engine.emit(events.SlotSetClaimFailed(engine.name, claim_id, slots.backend.name, reason))
         return None
@@ -356,8 +360,16 @@ class Desk(Generic[C]):
             attempt = self.first_in_line()
             if attempt is None:
                 return
+            self._take_turn(slot, attempt)
             self._hand_out(slot, attempt.id)
             attempt.future.set_result(slot)
+
+    def _take_turn(self, slot: Slot[C], attempt: Attempt) -> None:
+        """Tell the observer that somebody who waits tries again, and where."""
+        engine = self.engine
+        if engine.observer is not None:
+            engine.emit(events.PoolClaimStart(engine.name, attempt.id))
+            engine.emit(events.SlotSetClaimStart(engine.name, attempt.id, slot.owner.backend.name))
 
     # Deadlines: one timer for the whole line.
 
@@ -496,6 +508,7 @@ class Desk(Generic[C]):
         if self.line.waiting and self.clock() < self.engine.forgotten_at and self.ranking.admits(slot.owner):
             attempt = self.first_in_line()
             if attempt is not None:
+                self._take_turn(slot, attempt)
                 self._handed_out(slot, attempt.id)
                 attempt.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
                 self._demand_fell()

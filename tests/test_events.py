@@ -1,0 +1,208 @@
+"""What an observer is told: every event of the list, in a sensible order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+
+import pytest
+
+from qorb import ClaimTimeoutError, Pool, events
+from qorb.resolvers import FixedResolver, ManualResolver
+from qorb.testing import FakeConnector, run, settle
+from tests.pools import backends, hold, opened
+
+KINDS = {
+    "ClaimStart": {"claim_id"},
+    "ClaimDone": {"claim_id", "slot_id", "wait"},
+    "ClaimFailed": {"claim_id", "reason"},
+    "ClaimAcquireFailed": {"claim_id", "slot_id", "reason"},
+    "PoolClaimStart": {"claim_id"},
+    "PoolClaimDone": {"claim_id", "slot_id"},
+    "PoolClaimFailed": {"claim_id"},
+    "SlotSetClaimStart": {"claim_id", "backend"},
+    "SlotSetClaimDone": {"claim_id", "backend", "slot_id"},
+    "SlotSetClaimFailed": {"claim_id", "backend", "reason"},
+    "ConnectStart": {"slot_id", "backend"},
+    "ConnectDone": {"slot_id", "backend"},
+    "ConnectFailed": {"slot_id", "backend", "reason"},
+    "SlotSetOnline": {"backend", "has_unclaimed_slots"},
+    "SlotSetOffline": {"backend", "has_unclaimed_slots"},
+    "SlotStateChange": {"backend", "slot_id", "old", "new", "stats"},
+    "HandleClaimed": {"claim_id", "slot_id", "backend"},
+    "HandleReturned": {"claim_id", "slot_id", "backend"},
+    "HealthCheckStart": {"slot_id", "backend"},
+    "HealthCheckDone": {"slot_id", "backend"},
+    "HealthCheckFailed": {"slot_id", "backend", "reason"},
+    "RecycleStart": {"slot_id", "backend"},
+    "RecycleDone": {"slot_id", "backend"},
+    "RecycleFailed": {"slot_id", "backend", "reason"},
+    "RebalanceStart": {"plan"},
+    "RebalanceDone": {"plan"},
+    "ResolverUpdated": {"added", "removed", "changed"},
+    "PoolTerminateStart": {"left"},
+    "PoolTerminateDone": {"left"},
+}
+
+
+def everything(seed: int = 0) -> list[events.Event]:
+    """A day on which all of it happens."""
+
+    async def main() -> list[events.Event]:
+        connector = FakeConnector()
+        resolver = ManualResolver(backends(2))
+        policy = {"spares_wanted": 2, "max_slots": 2, "health_interval": 10, "spread": 0, "rebalance_interval": 30}
+        async with opened(resolver, connector, observed=True, **policy) as watched:
+            await hold(watched.pool, 0.1)
+            await asyncio.sleep(15)
+            connector.fail("on_acquire", lambda: OSError("unfit"))
+            with pytest.raises(ClaimTimeoutError):
+                await watched.pool.claim(timeout=0.5)
+            connector.heal()
+            await asyncio.sleep(1)
+            tasks = [asyncio.create_task(hold(watched.pool, 1)) for _ in range(6)]
+            await settle()
+            tasks[5].cancel()
+            await asyncio.wait(tasks)
+            connector.invalidate()
+            await asyncio.sleep(12)
+            await hold(watched.pool, 0.1)
+            connector.heal()
+            connector.refuse("b1")
+            connector.drop()
+            await hold(watched.pool, 0.1)
+            await asyncio.sleep(1)
+            resolver.set(backends(3)[1:])
+            await asyncio.sleep(1)
+            resolver.set(backends(3, weight=2))
+            connector.heal()
+            await asyncio.sleep(40)
+        return [event for _, event in watched.events]
+
+    return run(main, seed=seed)
+
+
+def test_every_event_of_the_list_appears_with_its_fields():
+    seen = {type(event).__name__: event for event in everything()}
+
+    assert set(seen) == set(KINDS)
+    for name, event in seen.items():
+        assert {field.name for field in fields(event)} >= KINDS[name] | {"pool"}
+        assert event.pool == "main"
+        with pytest.raises(AttributeError):
+            event.pool = "other"  # type: ignore[misc]
+
+
+def test_a_value_is_what_its_name_says():
+    for event in everything():
+        for field in fields(event):
+            value = getattr(event, field.name)
+            if field.name in ("claim_id", "slot_id"):
+                assert isinstance(value, int), event
+                assert 0 < value < 2**63, event
+            elif field.name in ("backend", "reason", "old", "new", "left", "pool"):
+                assert isinstance(value, str), event
+                assert value, event
+            elif field.name == "wait":
+                assert value >= 0
+            elif field.name == "plan":
+                assert isinstance(value, Mapping)
+                assert all(isinstance(count, int) and count for count in value.values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_claim_begins_once_and_ends_once_and_what_concerns_it_lies_between(seed):
+    begun: set[int] = set()
+    open_claims: set[int] = set()
+    for event in everything(seed):
+        claim_id = getattr(event, "claim_id", None)
+        if isinstance(event, events.ClaimStart):
+            assert claim_id not in begun
+            begun.add(claim_id)
+            open_claims.add(claim_id)
+        elif isinstance(event, events.ClaimDone | events.ClaimFailed):
+            open_claims.remove(claim_id)
+        elif isinstance(event, events.HandleReturned):
+            assert claim_id in begun
+        elif claim_id is not None:
+            assert claim_id in open_claims, event
+    assert not open_claims
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("start", "ends", "key"),
+    [
+        (events.PoolClaimStart, (events.PoolClaimDone, events.PoolClaimFailed), "claim_id"),
+        (events.SlotSetClaimStart, (events.SlotSetClaimDone, events.SlotSetClaimFailed), "claim_id"),
+        (events.ConnectStart, (events.ConnectDone, events.ConnectFailed), "slot_id"),
+        (events.RecycleStart, (events.RecycleDone, events.RecycleFailed), "slot_id"),
+        (events.HandleClaimed, (events.HandleReturned,), "claim_id"),
+        (events.RebalanceStart, (events.RebalanceDone,), "pool"),
+    ],
+)
+def test_what_starts_ends_and_nothing_ends_that_has_not_started(seed, start, ends, key):
+    under_way: set[object] = set()
+    for event in everything(seed):
+        if isinstance(event, start):
+            assert getattr(event, key) not in under_way, event
+            under_way.add(getattr(event, key))
+        elif isinstance(event, ends):
+            assert getattr(event, key) in under_way, event
+            under_way.remove(getattr(event, key))
+    assert not under_way
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_transitions_of_a_slot_are_a_chain_from_connecting_to_terminated(seed):
+    state: dict[int, str] = {}
+    for event in everything(seed):
+        if isinstance(event, events.SlotStateChange):
+            assert event.old == state.get(event.slot_id, "Connecting"), event
+            state[event.slot_id] = event.new
+    assert set(state.values()) == {"Terminated"}
+
+
+def test_a_backend_goes_online_and_offline_in_turn():
+    online: dict[str, bool] = {}
+    for event in everything():
+        if isinstance(event, events.SlotSetOnline | events.SlotSetOffline):
+            assert online.get(event.backend, False) is isinstance(event, events.SlotSetOffline)
+            online[event.backend] = isinstance(event, events.SlotSetOnline)
+    assert not any(online.values())
+
+
+def test_the_termination_is_the_end():
+    told = everything()
+
+    assert isinstance(told[-1], events.PoolTerminateDone)
+    assert sum(isinstance(event, events.PoolTerminateStart) for event in told) == 1
+
+
+def test_the_difference_of_two_sets_is_told():
+    updates = [e for e in everything() if isinstance(e, events.ResolverUpdated)]
+
+    assert [(e.added, e.removed, e.changed) for e in updates] == [
+        (("b0", "b1"), (), ()),
+        (("b2",), ("b0",), ()),
+        (("b0",), (), ("b1", "b2")),
+    ]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), type("Odd", (BaseException,), {})("odd")])
+def test_an_observer_that_raises_is_reported_once_and_harms_nothing(error, caplog):
+    async def main():
+        def observer(event: events.Event) -> None:
+            raise error
+
+        async with Pool("p", FixedResolver(backends(2)), FakeConnector(), observer=observer) as pool:
+            for _ in range(20):
+                await hold(pool, 0.01)
+        return pool.stats().claims
+
+    with caplog.at_level(logging.ERROR, "qorb"):
+        assert run(main) == 20
+    assert ["the observer raised" in record.message for record in caplog.records] == [True]
+    assert str(error) in caplog.text
