@@ -114,7 +114,7 @@ class Desk(Generic[C]):
         self.plain = self.open and not self._prepares and engine.observer is None
         self.quick = self.plain and not waiting
         returns = self.plain and not self._asks_needs_recycle and self._clean_is_fit
-        self.swift = returns and not waiting and not self.starved
+        self.swift = returns and not waiting and not self.starved and not engine.awaited
         self.brisk = (
             returns
             and waiting
@@ -545,6 +545,7 @@ class Desk(Generic[C]):
         if not self.open:
             engine.claim_returned()
             return
+        engine.tell_ready()
         if self.clock() >= engine.forgotten_at:
             engine.plan_now()
         elif self.starved or self.claimed + self.line.waiting > self.planned_for:

@@ -102,6 +102,7 @@ class Engine(Generic[C]):
         self.departed_claims = 0
         self.bugs = 0
         """Tasks that died of an exception of their own."""
+        self._ready: dict[asyncio.Future[Any], None] = {}
         self.desk: Desk[C] = Desk(self)
         self.termination = Termination(self)
         self._limits = Limits(
@@ -111,7 +112,6 @@ class Engine(Generic[C]):
         self._plan_timer: Timer | None = None
         self._rebalance_timer: Timer | None = None
         self._long_claims_timer: Timer | None = None
-        self._ready: dict[asyncio.Future[Any], None] = {}
         self.observing = False
         """The observer is being told of something, which is still under way."""
         self._observer_reported = False
@@ -196,6 +196,7 @@ class Engine(Generic[C]):
                 self.emit(events.ResolverUpdated(self.name, added, removed, changed))
             self.replan()
         self.desk.serve_line()
+        self.tell_ready()
 
     def _add(self, backend: Backend) -> None:
         slots = self.sets.get(backend.name)
@@ -249,8 +250,7 @@ class Engine(Generic[C]):
     def slot_idle(self) -> None:
         """Note that a connection has become available."""
         self.desk.serve_line()
-        if self._ready:
-            self._tell_ready()
+        self.tell_ready()
 
     def slot_gone(self, slots: SlotSet[C], task: asyncio.Task[None]) -> None:
         """Note that a slot's task has ended."""
@@ -383,11 +383,13 @@ class Engine(Generic[C]):
         self.desk.begin(attempt, task)
         future: asyncio.Future[Any] = self.loop.create_future()
         self._ready[future] = None
+        self.desk.refresh()
         timer = self.timers.after(timeout, lambda: None if future.done() else future.set_result(diagnose(self)))
         try:
             given = await future
         finally:
             self._ready.pop(future, None)
+            self.desk.refresh()
             if timer is not None:
                 timer.cancel()
         if given is not None:
@@ -405,9 +407,15 @@ class Engine(Generic[C]):
         connected = sum(slots.unclaimed + slots.checking + slots.claimed for slots in current)
         return bool(current) and connected >= min(wanted, policy.max_slots, reachable)
 
-    def _tell_ready(self) -> None:
-        if self._is_ready():
+    def tell_ready(self) -> None:
+        """Look whether what ready() waits for has come: a connection more, a backend less, or a claim less."""
+        if self._ready and self._is_ready():
             self.release_ready()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits in ready()."""
+        return bool(self._ready)
 
     def release_ready(self) -> None:
         """Wake whoever waits in ready()."""
