@@ -112,6 +112,7 @@ class Engine(Generic[C]):
         self._plan_timer: Timer | None = None
         self._rebalance_timer: Timer | None = None
         self._long_claims_timer: Timer | None = None
+        self._forgotten_timer: Timer | None = None
         self.observing = False
         """The observer is being told of something, which is still under way."""
         self._observer_reported = False
@@ -353,7 +354,7 @@ class Engine(Generic[C]):
 
     def _remember(self, plan: Plan[SlotSet[C]]) -> None:
         desk = self.desk
-        self.forgotten_at = plan.forgotten_at
+        self._note_forgotten(plan.forgotten_at)
         desk.planned_for = WHATEVER if plan.saturated else desk.claimed + desk.line.waiting
         desk.starved = plan.starved
         desk.refresh()
@@ -370,6 +371,24 @@ class Engine(Generic[C]):
                     freed = True
         if freed:
             desk.serve_line()
+
+    def _note_forgotten(self, moment: float) -> None:
+        """Plan again from the moment on which a forgotten backend gets a slot, should nothing else give the occasion.
+
+        When that moment has come already and no slot was to be had, the next release is the occasion.
+        """
+        if moment == self.forgotten_at:
+            return
+        self.forgotten_at = moment
+        if self._forgotten_timer is not None:
+            self._forgotten_timer.cancel()
+            self._forgotten_timer = None
+        if moment > self.loop.time():
+            self._forgotten_timer = self.timers.at(moment, self._forgotten_due)
+
+    def _forgotten_due(self) -> None:
+        self._forgotten_timer = None
+        self.plan_now()
 
     # Waiting until everything is connected.
 
@@ -533,10 +552,10 @@ class Engine(Generic[C]):
         """Let nothing begin any more: no claim, no task, no plan, no retry. Synchronous."""
         self.state = PoolState.TERMINATING
         self.tasks.closed = True
-        for timer in (self._plan_timer, self._rebalance_timer, self._long_claims_timer):
+        for timer in (self._plan_timer, self._rebalance_timer, self._long_claims_timer, self._forgotten_timer):
             if timer is not None:
                 timer.cancel()
-        self._plan_timer = self._rebalance_timer = self._long_claims_timer = None
+        self._plan_timer = self._rebalance_timer = self._long_claims_timer = self._forgotten_timer = None
         for slots in self.sets.values():
             slots.cancel_timers()
         self.desk.close()
