@@ -15,7 +15,14 @@ import pytest
 
 from qorb import AllClaimsUsedError, Backend, ClaimTimeoutError, Connector, Outcome, Policy, Pool
 from qorb.resolvers import ManualResolver
-from qorb.testing import CancelSwallowedError, FakeConnection, FakeConnector, assert_nothing_left, at_every_await, settle
+from qorb.testing import (
+    CancelSwallowedError,
+    FakeConnection,
+    FakeConnector,
+    assert_nothing_left,
+    at_every_await,
+    settle,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

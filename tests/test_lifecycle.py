@@ -331,6 +331,43 @@ def test_what_stops_the_loop_in_the_connector_does_not_keep_the_pool_from_ending
     loop.close()
 
 
+@pytest.mark.parametrize("closing", [0, 1, 2])
+def test_when_the_stop_itself_is_interrupted_the_others_are_told_a_second_later(closing):
+    class Raising(FakeConnector):
+        def abort(self, connection: Any) -> None:
+            super().abort(connection)
+            if raising:
+                raising.clear()
+                raise KeyboardInterrupt
+
+    raising: list[bool] = []
+
+    async def one_closes_and_does_not_end() -> Stage:
+        stage = Stage(Policy(max_slots=3, close_timeout=math.inf), Raising())
+        await stage.start()
+        await stage.claim_all()
+        stage.connector.stall("close")
+        stage.claims.pop(closing).discard()
+        while stage.claims:
+            stage.claims.pop().release()
+        await asyncio.sleep(1)
+        assert stage.in_flight("close") == 1
+        return stage
+
+    loop = new_loop()
+    stage = loop.run_until_complete(one_closes_and_does_not_end())
+    raising.append(True)
+    ending = loop.create_task(stage.pool.terminate(grace=0))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    assert isinstance(ending.exception(), KeyboardInterrupt)
+    began = loop.time()
+    loop.run_until_complete(stage.pool.terminate())
+    assert loop.time() - began <= 1
+    loop.run_until_complete(stage.assert_over())
+    loop.close()
+
+
 # Aborted from outside.
 
 

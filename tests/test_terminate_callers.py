@@ -280,6 +280,31 @@ def test_called_from_inside_a_connector_the_termination_starts_and_the_call_ends
     play(phases.new, scene)
 
 
+def test_called_from_inside_close_it_waits_for_no_claim_that_is_out():
+    ended: list[float] = []
+
+    async def scene(stage: Stage) -> None:
+        async def end_pool(_backend: object) -> None:
+            try:
+                await stage.pool.terminate(grace=1000)
+            finally:
+                ended.append(stage.now)
+
+        stage.claims += [await stage.pool.claim(), await stage.pool.claim()]
+        stage.connector.during("close", end_pool)
+        stage.claims.pop().discard()
+        await asyncio.sleep(1)
+        assert ended
+        assert ended[0] < stage.now - 0.9
+        assert stage.pool.state is PoolState.TERMINATING
+        stage.connector.heal()
+        stage.claims.pop().release()
+        await stage.pool.terminate()
+        await stage.assert_over()
+
+    play(phases.idle, scene)
+
+
 def test_called_from_inside_on_acquire_the_claim_gets_pool_terminated_error():
     async def scene(stage: Stage) -> None:
         stage.connector.during("on_acquire", lambda _backend: stage.pool.terminate())
@@ -396,6 +421,23 @@ def test_that_life_has_every_event():
         }
 
     run(main)
+
+
+def test_an_observer_hears_of_the_end_when_it_has_begun_and_when_it_is_over():
+    async def scene(stage: Stage) -> None:
+        states: list[tuple[type[Event], PoolState]] = []
+        stage.react = lambda event: states.append((type(event), stage.pool.state))
+        await stage.pool.terminate(grace=0)
+        ends = [pair for pair in states if "PoolTerminate" in pair[0].__name__]
+        assert ends == [
+            (happenings.PoolTerminateStart, PoolState.TERMINATING),
+            (happenings.PoolTerminateDone, PoolState.TERMINATED),
+        ]
+        assert states[-1] == ends[-1]
+
+    for phase in PHASES.values():
+        if phase is not phases.new:
+            play(phase, scene, seeds=(0,))
 
 
 def react_once(stage: Stage, number: int, action: Callable[[], object]) -> None:

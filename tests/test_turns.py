@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 
@@ -24,7 +25,7 @@ def test_in_a_full_pool_at_rest_an_offline_backend_is_tried_again_and_again_and_
             tried = [
                 call.started for call in connector.calls if (call.operation, call.backend.name) == ("connect", "b:1")
             ]
-            gaps = [later - earlier for earlier, later in zip(tried, tried[1:], strict=False)]
+            gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
             assert len(tried) > 10
             assert max(gaps) <= policy.max_connection_backoff + 1.0
             connector.heal()

@@ -28,8 +28,10 @@ C = TypeVar("C")
 MAX_ATTEMPTS_IN_FLIGHT = 8
 """So many connects to one backend run side by side at the most: one that comes back must not be overrun."""
 LEAST_PAUSE = 0.001
-"""Seconds between a failed attempt and the next, even where the policy wants none: an attempt that fails without waiting
-would be repeated for ever within one turn of the loop."""
+"""Seconds between a failed attempt and the next, even where the policy wants none.
+
+An attempt that fails without waiting would be repeated for ever within one turn of the loop.
+"""
 OFFLINE_BACKOFF_CAP = 5.0
 """Seconds between attempts at the most while nothing in the pool is online."""
 

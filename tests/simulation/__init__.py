@@ -1,1 +1,1 @@
-"""The simulation: random clients, faults and backends on a pool in virtual time, with the laws checked at every step."""
+"""Random clients, faults and backends that come and go, all drawn from a seed; the laws are checked at every step."""

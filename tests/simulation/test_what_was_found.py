@@ -7,6 +7,7 @@ import contextlib
 import logging
 
 import pytest
+
 from qorb import Backend, ClaimTimeoutError, Policy, Pool, Resolver
 from qorb.resolvers import FixedResolver, ManualResolver
 from qorb.testing import FakeConnector, assert_nothing_left, run, settle
