@@ -420,11 +420,12 @@ class Desk(Generic[C]):
             raise diagnose(self.engine).error(attempt)
         call: Call[None] = Call(self.engine.timers, self.engine.connector.on_acquire, slot.connection)
         self.acquiring[call] = slot
+        fit = True
         try:
             await call.within(limit)
         except CallFailedError as failure:
             self._acquire_failed(slot, attempt, failure.error)
-            return False
+            fit = False
         except Interrupted:
             self.discard(slot)
             raise self.engine.ended_error() from None
@@ -434,6 +435,10 @@ class Desk(Generic[C]):
         finally:
             self.acquiring.pop(call, None)
             self.engine.acquire_ended()
+        if not fit:
+            if not self.open:  # raised out here, where what user code raised is not shown along with it
+                raise self.engine.ended_error()
+            return False
         if slot.revoked or call.interrupted:
             self.discard(slot)
             raise self.engine.ended_error()
@@ -449,8 +454,6 @@ class Desk(Generic[C]):
         if slot.state is CLAIMED:
             slot.owner.acquire_failed(slot, error)
         self._after_release()
-        if not self.open:
-            raise engine.ended_error()
 
     # Coming back.
 
