@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _MAX_TEXT = 500
 _MAX_CHAIN = 10
+_MAX_MEMBERS = 3
 
 
 class PoolError(Exception):
@@ -121,10 +122,10 @@ class PolicyError(ValueError):
         self.field = field
 
 
-_URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^/\s]*(@)")
+_URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)\S*(@)")
 _NAMED_SECRET = re.compile(
-    r"""(?ix) \b (pass(?:word|wd|phrase)? | pwd | secret | token) (['"]? \s* [=:] \s*)
-    ("[^"]*" | '[^']*' | [^\s,;&)\]}]+)"""
+    r"""(?ix) ((?: (?<![^\W_]) | (?<=pg) ) (?: pass(?:word|wd|phrase)? | pwd | secret | token | api[-_]?key ))
+    (['"]? \s* [=:] \s*) (b?"(?:\\.|[^"\\])*" | b?'(?:\\.|[^'\\])*' | [^\s,;&)\]}]+)"""
 )
 
 
@@ -138,11 +139,17 @@ def masked(text: str) -> str:
 def describe(error: BaseException) -> str:
     """Say what an exception of user code says, class first, without secrets. Never raises an Exception."""
     try:
-        text = str(error)
+        text = _text_of_group(error) if isinstance(error, BaseExceptionGroup) else str(error)
     except Exception:  # noqa: BLE001 - a broken __str__ is user code too
         text = "(its text cannot be had)"
     kind = type(error).__name__
     return masked(f"{kind}: {text}" if text else kind)
+
+
+def _text_of_group(group: BaseExceptionGroup[BaseException]) -> str:
+    """Give a group's text with those of its first members, for want of which it says nothing."""
+    more = ["..."] if len(group.exceptions) > _MAX_MEMBERS else []
+    return f"{group.message}: " + "; ".join([describe(one) for one in group.exceptions[:_MAX_MEMBERS]] + more)
 
 
 def presentable(error: BaseException) -> BaseException:
@@ -156,6 +163,8 @@ def presentable(error: BaseException) -> BaseException:
         return ConnectError(describe(error))
     for link in chain:
         link.__traceback__ = None
+        if link.__suppress_context__:  # is not printed, but would keep its own frames alive
+            link.__context__ = None
     return error
 
 
@@ -170,6 +179,8 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _harmless(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup) or getattr(error, "__notes__", None):
+        return False  # both are printed with more than their own text
     kind = type(error).__name__
     try:
         text, shown = str(error), repr(error)
