@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from qorb.errors import masked
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -70,6 +72,10 @@ def _check_integer(name: str, field: str, value: object, least: int, most: int) 
 def _split(text: str) -> tuple[str, int | None]:
     if not isinstance(text, str):
         raise ValueError(f"a backend's address must be a text such as '10.0.0.1:5432', not {text!r}")  # noqa: TRY004 - one class of error for every unreadable address
+    if "://" in text:
+        raise ValueError(f"{masked(text)!r} is a URL; write host:port")
+    if "@" in text:
+        raise ValueError(f"{'***@' + text.rpartition('@')[2]!r} names a user; write host:port alone")
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or not host or (rest and not rest.startswith(":")):
@@ -92,7 +98,7 @@ def _port(text: str, digits: str) -> int:
 def read_backends(backends: Iterable[str | tuple[str, int] | Backend]) -> tuple[Backend, ...]:
     """Turn what a user may write for a set of backends into Backends. A name given twice is a ValueError too."""
     if isinstance(backends, str):
-        raise ValueError(f"backends must be a list of addresses, not one text; write [{backends!r}]")  # noqa: TRY004 - one class of error for every unreadable address
+        raise ValueError(f"backends must be a list of addresses, not one text; write [{masked(backends)!r}]")  # noqa: TRY004 - one class of error for every unreadable address
     read = tuple(_read(one) for one in backends)
     check_names(read)
     return read

@@ -72,7 +72,7 @@ class Pool(Generic[C]):
         _check_type("connector", connector, Connector)
         _check_type("policy", policy, Policy)
         if observer is not None and not callable(observer):
-            raise TypeError(f"observer must be callable, not {observer!r}")
+            raise TypeError(f"observer must be callable, not {_kind(observer)}")
         self.name = name
         self.policy = policy
         self._resolver = resolver
@@ -249,7 +249,13 @@ class Pool(Generic[C]):
 
 def _check_type(what: str, value: object, wanted: type) -> None:
     if not isinstance(value, wanted):
-        raise TypeError(f"{what} must be a {wanted.__name__}, not {value!r}")
+        raise TypeError(f"{what} must be a {wanted.__name__}, not {_kind(value)}")
+
+
+def _kind(value: object) -> str:
+    """Name what a value is; the value itself may be a connection string, with a password."""
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" if value is not None else "None"
 
 
 def _check_duration(what: str, seconds: float | None) -> None:
