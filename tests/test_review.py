@@ -1,0 +1,366 @@
+"""What reading the pool line by line against its specification has found, each as a small test of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import traceback
+
+import pytest
+from qorb import (
+    Backend,
+    ClaimTimeoutError,
+    NoBackendsOnlineError,
+    Policy,
+    Pool,
+    PoolTerminatedError,
+)
+from qorb.connector import Connector
+from qorb.errors import masked
+from qorb.resolvers import FixedResolver, ManualResolver
+from qorb.testing import FakeConnector, run, settle
+
+ONE = ["10.0.0.1:5432"]
+SECRET = "hunter2"
+
+
+class Plain(Connector[object]):
+    """A connector of which every short cut may be taken."""
+
+    async def connect(self, backend):
+        await asyncio.sleep(0.001)
+        return object()
+
+
+def quiet(**policy):
+    """Give a policy with which nothing happens by itself."""
+    return Policy(**{"health_interval": math.inf, "rebalance_interval": math.inf, "spread": 0} | policy)
+
+
+def test_a_claim_does_not_wait_when_the_only_one_in_line_was_cancelled_before_the_release():
+    async def main():
+        policy = quiet(spares_wanted=1, max_slots=1)
+        async with Pool("p", FixedResolver(ONE), Plain(), policy) as pool:
+            await pool.ready()
+
+            async def wait():
+                async with pool.claim():
+                    pass
+
+            async with pool.claim():
+                waiter = asyncio.create_task(wait())
+                await settle()
+                waiter.cancel()
+            async with pool.claim(timeout=1):
+                return True
+
+    assert run(main)
+
+
+def test_checking_all_idle_connections_at_once_sets_no_second_timer_for_each():
+    async def main():
+        connector = FakeConnector()
+        policy = Policy(
+            spares_wanted=4,
+            max_slots=4,
+            health_interval=10,
+            rebalance_interval=math.inf,
+            spread=1,
+            max_connection_backoff=1,
+        )
+        async with Pool("p", FixedResolver(ONE), connector, policy) as pool:
+            await pool.ready()
+            await asyncio.sleep(5)
+            before = pool.ledger().timers
+            for _ in range(3):
+                broken = next(iter(connector.connections))
+                connector.during("validate", lambda _, broken=broken: setattr(broken, "closed", True))
+                while not broken.closed:
+                    await asyncio.sleep(0.5)
+                connector.heal()
+                await asyncio.sleep(5)
+            await asyncio.sleep(3)
+            assert pool.stats().backends[ONE[0]].unclaimed_slots == 4
+            return before, pool.ledger().timers
+
+    before, after = run(main)
+    assert after <= before
+
+
+def test_a_connection_whose_turn_to_be_checked_came_while_another_was_checked_is_checked_after_its_next_claim():
+    async def main():
+        policy = quiet(spares_wanted=2, max_slots=2, max_lifetime=100)
+        connector = FakeConnector()
+        connector.needs_recycle = lambda _connection, _outcome: False
+        async with Pool("p", FixedResolver(ONE), connector, policy) as pool:
+            await pool.ready()
+            slots = list(pool._engine.sets[ONE[0]].slots)
+            first, second = slots
+            second._expires = first._expires = math.inf
+            connector.stall("validate")
+            first.fall_due()
+            await settle()
+            second.fall_due()  # has to wait for the first one's check
+            await settle()
+            async with pool.claim():
+                connector.heal()
+                await asyncio.sleep(1)
+            await asyncio.sleep(1)
+            return connector.count["validate"]
+
+    assert run(main) == 2
+
+
+def test_of_two_claims_that_go_back_to_the_front_of_the_line_the_earlier_one_does_not_fail_late():
+    async def main():
+        connector = FakeConnector()
+        policy = quiet(spares_wanted=2, max_slots=2, claim_timeout=30)
+        loop = asyncio.get_running_loop()
+        ends = {}
+        async with Pool("p", FixedResolver(ONE), connector, policy) as pool:
+            await pool.ready()
+
+            async def claim(name):
+                began = loop.time()
+                with pytest.raises(ClaimTimeoutError):
+                    await pool.claim()
+                ends[name] = loop.time() - began
+
+            connector.slow(2, "on_acquire")
+            connector.fail("on_acquire", lambda: ValueError("no"))
+            connector.refuse()
+            first = asyncio.create_task(claim("first"))
+            await asyncio.sleep(1)
+            second = asyncio.create_task(claim("second"))
+            await asyncio.wait([first, second])
+        return ends
+
+    assert run(main) == {"first": pytest.approx(30, abs=0.005), "second": pytest.approx(30, abs=0.005)}
+
+
+def _moved(host):
+    return [Backend("db", host, 5432)]
+
+
+def test_a_connection_that_is_checked_while_its_backend_moves_is_replaced_as_well():
+    async def main():
+        connector = FakeConnector()
+        resolver = ManualResolver(_moved("10.0.0.1"))
+        policy = quiet(spares_wanted=1, max_slots=2, health_interval=10)
+        async with Pool("p", resolver, connector, policy) as pool:
+            await pool.ready()
+            connector.slow(1, "validate")
+            await asyncio.sleep(10)
+            assert pool.stats().backends["db"].checking_slots == 1
+            resolver.set(_moved("10.0.0.2"))
+            await asyncio.sleep(5)
+            return {connection.backend.host for connection in connector.connections}
+
+    assert run(main) == {"10.0.0.2"}
+
+
+@pytest.mark.parametrize("outage", [1, 200])
+def test_all_connections_move_to_a_new_address_however_late_it_answers(outage):
+    async def main():
+        connector = FakeConnector()
+        resolver = ManualResolver(_moved("10.0.0.1"))
+        policy = quiet(spares_wanted=4, max_slots=8, rebalance_interval=10)
+        async with Pool("p", resolver, connector, policy) as pool:
+            await pool.ready()
+            connector.refuse()
+            resolver.set(_moved("10.0.0.2"))
+            await asyncio.sleep(outage)
+            connector.heal()
+            await asyncio.sleep(61)
+            return [connection.backend.host for connection in connector.connections]
+
+    assert run(main) == ["10.0.0.2"] * 4
+
+
+def test_failures_of_a_backend_that_came_back_are_forgotten_like_any_others():
+    async def main():
+        connector = FakeConnector()
+        resolver = ManualResolver(ONE)
+        policy = quiet(spares_wanted=1, max_slots=2, max_connection_backoff=5)
+        async with Pool("p", resolver, connector, policy) as pool:
+            claim = await pool.claim()
+            await settle()
+            connector.refuse()
+            (await pool.claim()).discard()
+            await asyncio.sleep(1)
+            connector.heal()
+            assert pool._engine.sets[ONE[0]].load > 1
+            resolver.set([])
+            await settle()
+            resolver.set(ONE)
+            await asyncio.sleep(100)
+            slots = pool._engine.sets[ONE[0]]
+            assert pool.stats().backends[ONE[0]].failures == 0
+            load, claimed = slots.load, slots.claimed
+            claim.release()
+            return load, claimed
+
+    assert run(main) == (1, 1)
+
+
+def test_ready_hears_of_a_backend_less():
+    async def main():
+        connector = FakeConnector()
+        connector.refuse("10.0.0.2:5432")
+        resolver = ManualResolver(["10.0.0.1:5432", "10.0.0.2:5432"])
+        policy = quiet(spares_wanted=4, max_slots=8, max_slots_per_backend=2)
+        async with Pool("p", resolver, connector, policy) as pool:
+            waiting = asyncio.create_task(pool.ready())
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            resolver.set(ONE)
+            await settle()
+            assert waiting.done()
+            await waiting
+
+    run(main)
+
+
+@pytest.mark.parametrize("make", [Plain, FakeConnector])
+def test_ready_hears_of_a_claim_less(make):
+    async def main():
+        connector = make()
+        connect, made = connector.connect, []
+
+        async def a_few(backend):
+            if len(made) == 3:
+                raise ConnectionRefusedError("too many connections")
+            made.append(None)
+            return await connect(backend)
+
+        connector.connect = a_few
+        async with Pool("p", FixedResolver(ONE), connector, quiet(spares_wanted=2, max_slots=8)) as pool:
+            await pool.ready()
+            async with pool.claim(), pool.claim():
+                waiting = asyncio.create_task(pool.ready())
+                await asyncio.sleep(1)
+                assert not waiting.done()
+            await asyncio.sleep(0.01)
+            assert waiting.done()
+            await waiting
+
+    run(main)
+
+
+def test_a_connector_that_fails_without_waiting_and_no_backoff_at_all_do_not_block_the_loop():
+    class Failing(Plain):
+        attempts = 0
+
+        async def connect(self, backend):
+            type(self).attempts += 1
+            if self.attempts > 10_000:
+                raise SystemExit("the loop is blocked")
+            raise ConnectionRefusedError
+
+    async def main():
+        policy = quiet(spares_wanted=1, min_connection_backoff=0)
+        async with Pool("p", FixedResolver(ONE), Failing(), policy) as pool:
+            with pytest.raises(NoBackendsOnlineError):
+                await pool.claim(timeout=0.1)
+
+    run(main)
+
+
+def shown(error):
+    """Give all that a crash reporter prints of an exception, the local variables of its frames included."""
+    return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+
+
+def test_a_claim_that_ends_with_the_pool_does_not_show_what_on_acquire_raised_on_the_way():
+    class Clumsy(FakeConnector):
+        async def on_acquire(self, connection):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                raise ValueError(f"cannot log in, password={SECRET}") from None
+
+    async def main():
+        async with Pool("p", FixedResolver(ONE), Clumsy(), quiet(spares_wanted=1)) as pool:
+            await pool.ready()
+            claim = asyncio.ensure_future(pool.claim())
+            await asyncio.sleep(1)
+            await pool.terminate()
+            with pytest.raises(PoolTerminatedError) as caught:
+                await claim
+            return shown(caught.value)
+
+    assert SECRET not in run(main)
+
+
+def failing_with_a_note(text):
+    error = OSError("cannot log in")
+    error.add_note(text)
+    raise error
+
+
+def failing_in_a_group(text):
+    dsn = text
+    errors = []
+    for number in range(2):
+        try:
+            raise OSError(f"attempt {number} of {len(dsn)}")
+        except OSError as error:
+            errors.append(error)
+    raise ExceptionGroup("no address worked", errors)
+
+
+def failing_after_another(text):
+    try:
+        raise KeyError(text)
+    except KeyError:
+        raise OSError("cannot log in") from None
+
+
+@pytest.mark.parametrize("fail", [failing_with_a_note, failing_in_a_group, failing_after_another])
+def test_what_is_chained_to_an_error_of_the_pool_shows_nothing_beside_its_own_text(fail):
+    class Failing(FakeConnector):
+        async def connect(self, backend):
+            fail(f"password={SECRET}")
+
+    async def main():
+        async with Pool("p", FixedResolver(ONE), Failing(), quiet(spares_wanted=1)) as pool:
+            with pytest.raises(NoBackendsOnlineError) as caught:
+                await pool.claim(timeout=1)
+            error = caught.value
+            assert error.__cause__ is not None
+            cause = error.__cause__.__cause__
+            assert cause is not None
+            assert cause.__context__ is None
+            return shown(error)
+
+    assert SECRET not in run(main)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"db_password={SECRET}",
+        f"PGPASSWORD={SECRET}",
+        f"DB_PASSWORD='{SECRET} and more'",
+        f"{{'client_secret': b'{SECRET} and more'}}",
+        f"auth-token: {SECRET}",
+        f"api_key={SECRET}",
+        f"postgres://user:pass/{SECRET}@db/orders",
+        f'password="a\\" {SECRET}"',
+    ],
+)
+def test_passwords_are_masked_under_whatever_name_and_however_quoted(text):
+    assert SECRET not in masked(f"cannot connect: {text}, giving up")
+    assert "giving up" in masked(f"cannot connect: {text}, giving up")
+
+
+def test_a_url_where_an_address_is_expected_is_refused_without_its_password():
+    with pytest.raises(ValueError, match=r"is a URL; write host:port") as caught:
+        FixedResolver([f"postgres://user:{SECRET}@db.local:5432/orders"])
+    assert SECRET not in str(caught.value)
+
+
+def test_a_connection_string_where_a_connector_is_expected_is_not_repeated_in_the_error():
+    with pytest.raises(TypeError, match="connector must be a Connector, not a str") as caught:
+        Pool("p", FixedResolver(ONE), f"host=db password={SECRET}")
+    assert SECRET not in str(caught.value)
