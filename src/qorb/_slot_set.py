@@ -312,7 +312,6 @@ class SlotSet(Ranked, Generic[C]):
         """Start the backoff over and let the others that wait go on."""
         self.backoff.succeeded()
         self.last_attempt = self.engine.loop.time()
-        self._tried()
         self.observe(events.ConnectDone, slot)
         self._rearm_backoff_timer()
 
@@ -428,6 +427,7 @@ class SlotSet(Ranked, Generic[C]):
             replaced.retire()
         if slot is self._converting or slot.stale:
             self.convert()
+        self._tried()  # not before: worse backends would be asked while this one is not idle
         self.engine.slot_idle()
 
     # Failures.
