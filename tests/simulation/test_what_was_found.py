@@ -126,9 +126,11 @@ def test_whatever_an_observer_raises_harms_nothing(error):
         raise error
 
     async def main():
-        async with Pool("p", FixedResolver(ONE), FakeConnector(), observer=observer) as pool:
-            async with pool.claim(timeout=5):
-                pass
+        async with (
+            Pool("p", FixedResolver(ONE), FakeConnector(), observer=observer) as pool,
+            pool.claim(timeout=5),
+        ):
+            pass
         assert_nothing_left(pool)
 
     run(main)
