@@ -7,7 +7,9 @@ import math
 import traceback
 
 import pytest
+
 from qorb import (
+    AllClaimsUsedError,
     Backend,
     ClaimTimeoutError,
     NoBackendsOnlineError,
@@ -75,8 +77,8 @@ def test_checking_all_idle_connections_at_once_sets_no_second_timer_for_each():
             for _ in range(3):
                 broken = next(iter(connector.connections))
                 connector.during("validate", lambda _, broken=broken: setattr(broken, "closed", True))
-                while not broken.closed:
-                    await asyncio.sleep(0.5)
+                await asyncio.sleep(11)  # by then it was checked
+                assert broken.closed
                 connector.heal()
                 await asyncio.sleep(5)
             await asyncio.sleep(3)
@@ -364,3 +366,143 @@ def test_a_connection_string_where_a_connector_is_expected_is_not_repeated_in_th
     with pytest.raises(TypeError, match="connector must be a Connector, not a str") as caught:
         Pool("p", FixedResolver(ONE), f"host=db password={SECRET}")
     assert SECRET not in str(caught.value)
+
+
+def test_an_error_names_a_task_that_holds_several_connections_once_with_all_that_matters():
+    async def main():
+        async with Pool("p", FixedResolver(ONE), Plain(), quiet(spares_wanted=4, max_slots=4)) as pool:
+            await pool.ready()
+
+            async def hoard():
+                claims = []
+                for _ in range(3):
+                    claims.append(await pool.claim())
+                    await asyncio.sleep(1)
+                try:
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    for claim in claims:
+                        claim.release()
+
+            hoarder = asyncio.create_task(hoard(), name="orders.load")
+            await asyncio.sleep(4)
+            async with pool.claim():
+                with pytest.raises(AllClaimsUsedError) as caught:
+                    await asyncio.create_task(wait_for_one(pool), name="patient")
+            hoarder.cancel()
+            return str(caught.value)
+
+    text = run(main)
+    assert text.startswith("no connection within 1 s: pool p: 4 of at most 4 connections are in use; held longest: ")
+    assert "5.0 s, 4.0 s, 3.0 s by task 'orders.load', which holds 3 of them, claimed at " in text
+    assert text.count("orders.load") == 1
+    assert text.count("now in ") == 1
+    assert text.endswith("; waiting: 1 ('patient')")
+
+
+async def wait_for_one(pool):
+    await pool.claim(timeout=1)
+
+
+def test_an_error_of_ready_says_what_is_connected_already():
+    async def main():
+        connector = FakeConnector()
+        connector.refuse("10.0.0.2:5432")
+        names = ["10.0.0.1:5432", "10.0.0.2:5432"]
+        policy = quiet(spares_wanted=4, max_slots=8, max_slots_per_backend=2)
+        async with Pool("p", FixedResolver(names), connector, policy) as pool:
+            with pytest.raises(AllClaimsUsedError) as caught:
+                await pool.ready(timeout=1)
+            return str(caught.value)
+
+    assert run(main) == (
+        "not ready within 1 s: pool p: 0 of at most 4 connections are in use; the others: 2 idle, 2 connecting "
+        "(10.0.0.2:5432: ConnectionRefusedError: 10.0.0.2:5432 refuses connections)"
+    )
+
+
+def test_a_task_that_has_just_handed_its_connection_over_is_not_told_that_it_holds_one():
+    async def main():
+        async with Pool("p", FixedResolver(ONE), Plain(), quiet(spares_wanted=1, max_slots=1)) as pool:
+
+            async def wait():
+                async with pool.claim():
+                    pass
+
+            async with pool.claim():
+                waiter = asyncio.create_task(wait())
+                await asyncio.sleep(5)
+            with pytest.raises(AllClaimsUsedError) as caught:
+                await pool.claim(timeout=0)
+            await waiter
+            return str(caught.value)
+
+    text = run(main)
+    assert "itself" not in text
+    assert "5.0 s" not in text
+    assert "being handed over" in text
+
+
+def test_an_observer_may_replace_the_backends_while_it_is_told_how_others_go():
+    async def main():
+        resolver = ManualResolver(["a:1"])
+
+        def observe(event):
+            if getattr(event, "new", None) == "Terminated" and resolver._backends[0].name == "b:1":
+                resolver.set(["c:1"])
+
+        async with Pool("p", resolver, FakeConnector(), quiet(spares_wanted=1), observer=observe) as pool:
+            await pool.ready()
+            resolver.set(["b:1"])
+            await asyncio.sleep(1)
+            assert list(pool.stats().backends) == ["c:1"]
+            async with pool.claim(timeout=1) as connection:
+                return connection.backend.name
+
+    assert run(main) == "c:1"
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="there are no eager tasks before Python 3.12")
+def test_an_observer_may_start_a_task_that_claims_eagerly_at_any_event():
+    async def main():
+        loop = asyncio.get_running_loop()
+        tasks, busy, over = [], [], []
+
+        async def claim():
+            busy.append(None)
+            async with pool.claim():
+                pass
+            busy.pop()
+
+        def observe(event):
+            if not busy and len(tasks) < 100 and not over:
+                tasks.append(asyncio.eager_task_factory(loop, claim()))
+
+        pool = Pool("p", FixedResolver(ONE), FakeConnector(), quiet(spares_wanted=2, max_slots=2), observer=observe)
+        async with pool:
+            await pool.ready()
+            for _ in range(20):
+                async with pool.claim(timeout=1):
+                    pass
+            over.append(None)
+            await asyncio.wait(tasks)
+            assert len(tasks) > 20
+            return [task.exception() for task in tasks]
+
+    assert set(run(main)) == {None}
+
+
+def test_a_claim_that_is_released_after_its_loop_was_closed_closes_its_connection_with_the_pool():
+    connector = FakeConnector()
+    loop = asyncio.new_event_loop()
+    pool = Pool("p", FixedResolver(ONE), connector, quiet(spares_wanted=1))
+
+    async def main():
+        await pool.start()
+        return await pool.claim()
+
+    claim = loop.run_until_complete(main())
+    loop.close()
+    claim.release()
+    pool.abort()
+    assert not connector.connections

@@ -165,6 +165,9 @@ class Desk(Generic[C]):
         """
         engine = self.engine
         self.begin(attempt, engine.check_usable())
+        if engine.observing:  # in a task that the observer has started eagerly: what he is told of is still under way
+            await self._next_turn()
+            engine.check_usable()
         attempt.id = next(_claim_ids)
         attempt.future = self.done
         if engine.observer is not None:
@@ -180,6 +183,14 @@ class Desk(Generic[C]):
         if engine.observer is not None:
             engine.emit(events.ClaimDone(engine.name, attempt.id, slot.id, self.clock() - attempt.started))
         return slot
+
+    async def _next_turn(self) -> None:
+        turn: asyncio.Future[None] = self.loop.create_future()
+        timer = self.engine.timers.soon(lambda: None if turn.done() else turn.set_result(None))
+        try:
+            await turn
+        finally:
+            timer.cancel()
 
     async def _serve(self, attempt: Attempt) -> Slot[C]:
         slot = None if self.line.waiting else self._take(attempt)
@@ -240,6 +251,7 @@ class Desk(Generic[C]):
     def _handed_out(self, slot: Slot[C], claim_id: int) -> None:
         engine = self.engine
         slot.claim_id = claim_id
+        slot.holder = None  # until the claimer takes over
         if engine.observer is not None:
             name = slot.owner.backend.name
             engine.emit(events.SlotSetClaimDone(engine.name, claim_id, name, slot.id))

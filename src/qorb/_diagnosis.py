@@ -41,11 +41,11 @@ class Diagnosis:
         self._cause = cause
         self._held = held or {}
 
-    def error(self, attempt: Attempt) -> ClaimTimeoutError:
-        """Make the error for one claim."""
+    def error(self, attempt: Attempt, missing: str = "no connection") -> ClaimTimeoutError:
+        """Make the error for one claim; `missing` says what there was not in time."""
         text = self._reason
         if attempt.timeout > 0:
-            text = f"no connection within {attempt.timeout:g} s: {text}"
+            text = f"{missing} within {attempt.timeout:g} s: {text}"
         own = self._held.get(attempt.task, []) if attempt.task is not None else []
         if own:
             count = "a connection" if len(own) == 1 else f"{len(own)} connections"
@@ -96,9 +96,9 @@ def _all_used(engine: Engine[Any]) -> Diagnosis:
     limit = min(engine.policy.max_slots, engine.policy.max_slots_per_backend * len(engine.backends))
     text = f"pool {engine.name}: {len(claimed)} of at most {limit} connections are in use"
     if len(claimed) < limit:
-        text += f", and of the others none is ready ({_not_ready(engine)})"
+        text += f"; the others: {_not_ready(engine)}"
     if claimed:
-        text += "; held longest: " + ", ".join(describe_holder(slot, now) for slot in claimed[:_HOLDERS_LISTED])
+        text += "; held longest: " + "; ".join(_longest(claimed, now))
     waiting = engine.desk.line.waiting
     if waiting:
         names = [_task_name(attempt) for _, attempt in zip(range(_WAITERS_LISTED), engine.desk.line, strict=False)]
@@ -108,6 +108,7 @@ def _all_used(engine: Engine[Any]) -> Diagnosis:
 
 
 def _not_ready(engine: Engine[Any]) -> str:
+    idle = sum(slots.unclaimed for slots in engine.sets.values())
     connecting = sum(slots.connecting for slots in engine.sets.values())
     checking = sum(slots.checking for slots in engine.sets.values())
     errors = [
@@ -115,25 +116,62 @@ def _not_ready(engine: Engine[Any]) -> str:
         for slots in engine.sets.values()
         if slots.connecting and slots.last_error_text
     ]
-    text = f"{connecting} connecting, {checking} being checked or recycled"
-    return "; ".join([text, *errors[:_HOLDERS_LISTED]])
+    counts = [(idle, "idle"), (connecting, "connecting"), (checking, "being checked or recycled")]
+    text = ", ".join(f"{count} {what}" for count, what in counts if count) or "none connected yet"
+    return f"{text} ({'; '.join(errors[:_HOLDERS_LISTED])})" if errors else text
+
+
+def _longest(claimed: list[Slot[Any]], now: float) -> list[str]:
+    """Describe the claims that are held longest, those of one task together; `claimed` are all, the longest first."""
+    by_task: dict[asyncio.Task[Any] | None, list[Slot[Any]]] = {}
+    for slot in claimed:
+        by_task.setdefault(_task_of(slot), []).append(slot)
+    texts: dict[asyncio.Task[Any] | None, str] = {}
+    for slot in claimed[:_HOLDERS_LISTED]:
+        task = _task_of(slot)
+        if task is None or len(by_task[task]) == 1:
+            texts.setdefault(task, "")
+            texts[task] += ("; " if texts[task] else "") + describe_holder(slot, now)
+        elif task not in texts:
+            texts[task] = _describe_hoarder(task, by_task[task], claimed[:_HOLDERS_LISTED], now)
+    return list(texts.values())
+
+
+def _describe_hoarder(task: asyncio.Task[Any], own: list[Slot[Any]], longest: list[Slot[Any]], now: float) -> str:
+    """Say what a task with several connections holds: how many, how long those of the longest held ones, and where."""
+    listed = [slot for slot in own if slot in longest]
+    times = ", ".join(f"{now - slot.since:.1f} s" for slot in listed)
+    text = f"{times} by task {task.get_name()!r}, which holds {len(own)} of them"
+    sites = dict.fromkeys(slot.site for slot in listed if slot.site is not None)
+    if sites:
+        text += f", claimed at {' and '.join(sites)}"
+    return text + _now_in(task)
 
 
 def describe_holder(slot: Slot[Any], now: float) -> str:
     """Say who holds a connection, for how long, where it was claimed if known, and where the holder is now."""
-    task = slot.holder() if slot.holder is not None else None
+    if slot.holder is None:
+        return holder(slot)
     text = f"{now - slot.since:.1f} s by {holder(slot)}"
     if slot.site is not None:
         text += f", claimed at {slot.site}"
-    if task is not None and not task.done():
-        text += f", now in {where(task.get_coro())}"
-    return text
+    return text + _now_in(_task_of(slot))
 
 
 def holder(slot: Slot[Any]) -> str:
     """Name the task that holds a connection."""
-    task = slot.holder() if slot.holder is not None else None
+    if slot.holder is None:
+        return "one that is being handed over to a waiting claim"
+    task = _task_of(slot)
     return f"task {task.get_name()!r}" if task is not None else "a task that has ended"
+
+
+def _task_of(slot: Slot[Any]) -> asyncio.Task[Any] | None:
+    return slot.holder() if slot.holder is not None else None
+
+
+def _now_in(task: asyncio.Task[Any] | None) -> str:
+    return f", now in {where(task.get_coro())}" if task is not None and not task.done() else ""
 
 
 def _task_name(attempt: Attempt) -> str:

@@ -177,6 +177,9 @@ class Engine(Generic[C]):
         """Take a complete set over: the difference to the last one, by name and by value."""
         if self.tasks.closed:
             return
+        if self.observing:  # what the observer is told of may be the last set's taking effect
+            self.timers.soon(lambda: self.backends_known(backends))
+            return
         old, self.backends = self.backends, backends
         self.published = True
         self.resolver_error = self.resolver_error_text = None
@@ -412,7 +415,7 @@ class Engine(Generic[C]):
             if timer is not None:
                 timer.cancel()
         if given is not None:
-            raise given.error(attempt)
+            raise given.error(attempt, "not ready")
         if self.state is not PoolState.RUNNING:
             raise self.ended_error()
 

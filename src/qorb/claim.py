@@ -151,6 +151,7 @@ class ClaimRequest(Attempt, Generic[C]):
             if first.future.done():  # it was cancelled: the long way goes on to the next
                 desk.release(slot, Outcome.CLEAN)
             else:
+                slot.holder = None  # until the claimer takes over
                 first.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
         else:
             desk.release(slot, _outcome(kind))
@@ -228,6 +229,8 @@ class Claim(Generic[C]):
         if desk is None or desk.engine.forked:
             return None  # the connection is the parent's
         check_thread(desk)
+        if desk.loop.is_closed():
+            return None  # nobody can be told; the connection is closed with the pool
         return desk
 
     def __enter__(self) -> C:
