@@ -207,7 +207,8 @@ class SlotSet(Ranked, Generic[C]):
             self.connecting -= 1
             self._waiting_to_connect.pop(slot, None)
         elif old is UNCLAIMED:
-            slot.place = self.idle.index(slot)
+            # The one that is handed out stands last: it is not looked for.
+            slot.place = len(self.idle) - 1 if self.idle[-1] is slot else self.idle.index(slot)
             del self.idle[slot.place]
         elif old is CLAIMED:
             self.load -= 1
