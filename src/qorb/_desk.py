@@ -204,6 +204,8 @@ class Desk(Generic[C]):
                     raise
             else:
                 given = slot
+                if attempt.failure is None:
+                    self.line.arrive(attempt)
             slot = self.take_over(attempt, given)
             if not self._prepares:
                 return slot

@@ -65,12 +65,28 @@ def test_first_come_first_served_whatever_the_timeouts():
     assert names(line) == popped(line) == [1, 2, 3, 4, 5, 6]
 
 
-def test_who_rejoins_stands_before_all_others_and_two_of_them_in_reverse():
-    line = joined(common(1), other(2, 5))
-    line.rejoin(other(3, 4))
-    line.rejoin(common(4, 0.5))
+def test_who_rejoins_stands_where_he_stood():
+    waiters = [common(1, 0.5), other(2, 5), common(3, 0.7), other(4, 4), common(5), other(6, 6)]
+    line = joined(*waiters)
+    for _ in range(4):
+        line.pop()
+    for waiter in (waiters[2], waiters[1], waiters[3], waiters[0]):
+        line.rejoin(waiter)
 
-    assert names(line) == popped(line) == [4, 3, 1, 2]
+    assert line.next_deadline() == 0.5
+    assert names(line) == popped(line) == [1, 2, 3, 4, 5, 6]
+
+
+def test_who_was_served_on_arrival_rejoins_before_all_who_came_later():
+    early, late = common(1, 0.5), common(2, 0.7)
+    line: Line[Waiter] = Line()
+    line.arrive(early)
+    line.join(late)
+    line.rejoin(early)
+
+    assert line.waiting == 2
+    assert [waiter.name for waiter in line.pop_overdue(0.6)] == [1]
+    assert popped(line) == [2]
 
 
 def test_who_leaves_is_not_served_and_leaving_twice_is_nothing():
@@ -154,11 +170,12 @@ class LineAgainstAList(RuleBasedStateMachine):
         assert self.line.pop() is expected
 
     @precondition(lambda self: self.model)
-    @rule(passed=st.floats(0, 1))
-    def pop_and_rejoin(self, passed: float) -> None:
-        waiter = self.model[0]
-        assert self.line.pop() is waiter
-        self.line.rejoin(waiter)
+    @rule(data=st.data())
+    def some_are_served_and_rejoin(self, data: st.DataObject) -> None:
+        served = [self.line.pop() for _ in range(data.draw(st.integers(1, min(4, len(self.model)))))]
+        assert served == self.model[: len(served)]
+        for waiter in data.draw(st.permutations(served)):
+            self.line.rejoin(waiter)
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())

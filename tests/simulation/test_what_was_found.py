@@ -231,3 +231,29 @@ def test_a_connection_that_is_claimed_when_its_check_is_due_is_checked_when_it_c
             return [call.connection for call in connector.calls].count(connection) - before
 
     assert run(main) == 1
+
+
+def test_claims_whose_connections_were_refused_are_served_in_the_order_in_which_they_came():
+    async def main():
+        connector = FakeConnector()
+        policy = Policy(spares_wanted=3, max_slots=3, health_interval=1e6, min_connection_backoff=1)
+        served = []
+
+        async def claim(name):
+            async with pool.claim():
+                served.append(name)
+
+        async with Pool("p", FixedResolver(ONE), connector, policy) as pool:
+            await pool.ready()
+            connector.fail("on_acquire", lambda: OSError("not fit"))
+            tasks = []
+            for name in ("first", "second", "third"):
+                connector.slow({"first": 0.2, "second": 0.1, "third": 0.3}[name], "on_acquire")
+                tasks.append(asyncio.ensure_future(claim(name)))
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.4)
+            connector.heal()
+            await asyncio.wait(tasks)
+        return served
+
+    assert run(main) == ["first", "second", "third"]

@@ -41,7 +41,7 @@ P = TypeVar("P", bound=Place)
 class Line(Generic[P]):
     """Who waits, in order."""
 
-    __slots__ = ("_common", "_crossed_out", "_first", "_heap", "_last", "_others", "waiting")
+    __slots__ = ("_common", "_crossed_out", "_heap", "_last", "_noted", "_others", "waiting")
 
     def __init__(self) -> None:
         """Begin empty."""
@@ -50,11 +50,18 @@ class Line(Generic[P]):
         self._others: deque[P] = deque()
         self._heap: list[tuple[float, int, P]] = []
         """The deadlines of the others."""
-        self._first = self._last = 0
-        """The serial numbers given at the front and at the end."""
+        self._last = 0
+        """The serial number that was given last."""
+        self._noted = 0
+        """How many deadlines have been noted."""
         self._crossed_out = 0
         self.waiting = 0
         """How many wait."""
+
+    def arrive(self, place: P) -> None:
+        """Note when one came who need not wait: should he rejoin, he stands before all who came later."""
+        self._last = place.serial = self._last + 1
+        place.in_line = False
 
     def join(self, place: P) -> None:
         """Stand at the end. Deadlines of common places must not be earlier than those of the common ones before."""
@@ -68,13 +75,16 @@ class Line(Generic[P]):
             self._note_deadline(place)
 
     def rejoin(self, place: P) -> None:
-        """Stand at the front: for one who had been served and got nothing fit for use."""
-        self._first = place.serial = self._first - 1
-        place.common = False  # two who come back may stand in another order than their deadlines
+        """Stand before all who came later: for one who had been served and got nothing fit for use."""
         place.in_line = True
         self.waiting += 1
-        self._others.appendleft(place)
-        self._note_deadline(place)
+        queue = self._common if place.common else self._others
+        before = 0  # those who stand here and came earlier have rejoined as well
+        while before < len(queue) and queue[before].serial < place.serial:
+            before += 1
+        queue.insert(before, place)
+        if not place.common:
+            self._note_deadline(place)
 
     def leave(self, place: P) -> None:
         """Give a place up; one that has been served or given up already stays as it is."""
@@ -130,7 +140,8 @@ class Line(Generic[P]):
         if len(heap) > _SWEEP_FROM and len(heap) > 2 * self.waiting:
             heap[:] = [entry for entry in heap if entry[2].in_line]
             heapify(heap)
-        heappush(heap, (place.deadline, place.serial, place))
+        self._noted += 1
+        heappush(heap, (place.deadline, self._noted, place))
 
     def _skip_crossed_out(self) -> None:
         """Let those stand first in their queues who are still there."""
