@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from qorb import Claim, Policy, Pool, PoolForkedError, PoolState
+from qorb import Backend, Claim, Connector, Outcome, Policy, Pool, PoolForkedError, PoolState
 from qorb.connectors import TcpConnector
 from qorb.events import PoolTerminateStart
 from qorb.resolvers import FixedResolver
@@ -395,6 +395,83 @@ def child_goes_on_with_the_loop() -> None:
         os._exit(0)
     wait_for_child(child)
     loop.run_until_complete(echo(pool))
+    loop.run_until_complete(pool.terminate())
+    loop.close()
+
+
+class TellingConnector(Connector[object]):
+    """Says what is called in a child process. Everything takes a little."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+
+    def tell(self, called: str) -> None:
+        if os.getpid() != self.process:
+            say(f"{called} in the child")
+
+    async def connect(self, backend: Backend) -> object:
+        self.tell("connect")
+        await asyncio.sleep(0.001)
+        return object()
+
+    async def validate(self, connection: object) -> None:
+        self.tell("validate")
+
+    async def on_acquire(self, connection: object) -> None:
+        self.tell("on_acquire")
+
+    async def on_recycle(self, connection: object, outcome: Outcome) -> None:
+        self.tell("on_recycle")
+
+    async def close(self, connection: object) -> None:
+        self.tell("close")
+
+    def abort(self, connection: object) -> None:
+        self.tell("abort")
+
+    def is_closed(self, connection: object) -> bool:
+        self.tell("is_closed")
+        return False
+
+    def needs_recycle(self, connection: object, outcome: Outcome) -> bool:
+        self.tell("needs_recycle")
+        return True
+
+
+def child_calls_nothing() -> None:
+    """The child lets the loop go on, beyond releases and checks, and then cancels the tasks."""
+
+    def observe(event: object) -> None:
+        if os.getpid() != connector.process:
+            say(f"{type(event).__name__} in the child")
+
+    async def set_up() -> tuple[Pool[object], list[Claim[object]]]:
+        pool = Pool("main", FixedResolver([("127.0.0.1", PORT)]), connector, policy, observer=observe)
+        await pool.start()
+        await pool.ready()
+        claims = [await pool.claim() for _ in range(3)]
+        await asyncio.sleep(0.01)  # until the fourth is connected
+        return pool, claims
+
+    async def let_go(claims: list[Claim[object]]) -> None:
+        for claim in claims[1:]:
+            claim.release()
+        claims[0].discard()
+        await asyncio.sleep(0.1)  # beyond the next check
+
+    connector = TellingConnector()
+    policy = Policy(spares_wanted=3, max_slots=4, health_interval=0.05, spread=0)
+    loop = asyncio.new_event_loop()
+    pool, claims = loop.run_until_complete(set_up())
+    child = os.fork()
+    if not child:
+        loop.run_until_complete(let_go(claims))
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0.01))
+        return
+    wait_for_child(child)
+    loop.run_until_complete(let_go(claims))
     loop.run_until_complete(pool.terminate())
     loop.close()
 

@@ -38,10 +38,10 @@ class EchoServer(socketserver.ThreadingTCPServer):
         self.open = 0
         self.changed = threading.Condition()
 
-    def wait_until_all_have_ended(self) -> None:
-        """Wait until the connections of the pool have come, and the other side has closed them one way or another."""
+    def wait_until_all_have_ended(self, least: int) -> None:
+        """Wait until so many connections have come, and the other side has closed all, one way or another."""
         with self.changed:
-            assert self.changed.wait_for(lambda: self.accepted >= 3 and self.open == 0, GIVE_UP)
+            assert self.changed.wait_for(lambda: self.accepted >= least and self.open == 0, GIVE_UP)
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -85,7 +85,9 @@ class Ended:
         return [line for line in self.err.splitlines() if "Warning: " in line and "Enable tracemalloc" not in line]
 
 
-def run_program(server: EchoServer, name: str, *signals: signal.Signals, warn: bool = True) -> Ended:
+def run_program(
+    server: EchoServer, name: str, *signals: signal.Signals, warn: bool = True, connections: int = 3
+) -> Ended:
     """Run a program of programs.py to its end; send it a signal after each of its first lines."""
     options = ["-X", "dev", "-W", "always"] if warn else []
     command = [sys.executable, *options, "-m", "tests.programs", name, str(server.port)]
@@ -102,7 +104,7 @@ def run_program(server: EchoServer, name: str, *signals: signal.Signals, warn: b
             program.kill()
     for text in NEVER:
         assert text not in err, err
-    server.wait_until_all_have_ended()
+    server.wait_until_all_have_ended(connections)
     return Ended(program.returncode, lines + out.split("\n")[:-1], err)
 
 
@@ -186,6 +188,11 @@ def test_a_child_gets_pool_forked_error_and_the_parent_goes_on_undisturbed(serve
     ended = run_program(server, program, warn=False)
     assert (ended.code, ended.out, ended.err) == (0, said, "")
     assert server.accepted == 4
+
+
+def test_in_a_child_no_method_of_a_connector_or_observer_is_called(server):
+    ended = run_program(server, "child_calls_nothing", warn=False, connections=0)
+    assert (ended.code, ended.out, ended.err) == (0, ["done", "child 0", "done"], "")
 
 
 def test_a_child_that_raises_says_only_that_and_the_parent_goes_on_undisturbed(server):

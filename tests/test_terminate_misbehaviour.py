@@ -224,7 +224,8 @@ def test_terminate_returns_as_soon_as_the_misbehaving_resolver_has_ended(misbeha
     play(phase, scene)
 
 
-def test_a_connector_that_does_not_listen_is_cancelled_again_every_second():
+@pytest.mark.parametrize("grace", [0, 5])
+def test_a_connector_that_does_not_listen_is_cancelled_again_every_second_and_not_more_often(grace):
     cancelled: list[list[float]] = []
 
     async def note_cancellations() -> None:
@@ -239,7 +240,7 @@ def test_a_connector_that_does_not_listen_is_cancelled_again_every_second():
 
     async def scene(stage: Stage) -> None:
         began = stage.now
-        await stage.pool.terminate(grace=0)
+        await stage.pool.terminate(grace=grace)
         assert cancelled
         for moments in cancelled:
             assert moments == [pytest.approx(began + second) for second in range(5)]

@@ -10,7 +10,7 @@ import itertools
 import math
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from qorb import events
 from qorb._core.line import Line, Place
@@ -327,16 +327,19 @@ class Desk(Generic[C]):
 
     def take_over(self, attempt: Attempt, given: object) -> Slot[C]:
         """Give the slot that was handed over, or raise why there is none."""
-        if type(given) is not Slot:
-            raise given.error(attempt) if isinstance(given, Diagnosis) else self.engine.ended_error()
-        if given.revoked or (self._prepares and not self.open):
-            self.discard(given)
+        if isinstance(given, Diagnosis):
+            raise given.error(attempt)
+        if given is _TERMINATED:
             raise self.engine.ended_error()
-        given.holder = weakref.ref(attempt.task) if attempt.task is not None else None
-        given.since = self.clock()
-        given.site = attempt.site
-        given.claim_id = attempt.id
-        return given
+        slot = cast("Slot[C]", given)
+        if slot.revoked or (self._prepares and not self.open):
+            self.discard(slot)
+            raise self.engine.ended_error()
+        slot.holder = weakref.ref(attempt.task) if attempt.task is not None else None
+        slot.since = self.clock()
+        slot.site = attempt.site
+        slot.claim_id = attempt.id
+        return slot
 
     def _queue_full(self) -> QueueFullError:
         return QueueFullError(

@@ -201,8 +201,9 @@ class Termination:
             for call, slot in acquiring.items()
         ]
         for life in engine.tasks.tasks.values():
-            if not isinstance(life, Slot) or life.state is not CLAIMED:
+            slot: Slot[Any] | None = life if isinstance(life, Slot) else None
+            if slot is None or slot.state is not CLAIMED:
                 left.append(life.describe())
-            elif life not in acquiring.values():
-                left.append(f"{life.name}: claimed for {describe_holder(life, now)}")
+            elif slot not in acquiring.values():
+                left.append(f"{slot.name}: claimed for {describe_holder(slot, now)}")
         return "; ".join(left)

@@ -106,12 +106,12 @@ class ClaimRequest(Attempt, Generic[C]):
             desk.forsake(self)
             raise
         if type(given) is Slot and not given.revoked:
-            slot: Slot[C] = given
+            slot: Slot[C] = given  # pyright: ignore[reportUnknownVariableType] - of this pool
             slot.holder = ref(task)
             slot.since = desk.clock()
             slot.site = self.site
         else:
-            slot = desk.take_over(self, given)
+            slot = desk.take_over(self, given)  # pyright: ignore[reportUnknownArgumentType] - anything goes
         self.slot = slot
         slot.owner.total_claims += 1
         return slot.connection  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - it is claimed
