@@ -426,6 +426,7 @@ class SlotSet(Ranked, Generic[C]):
         replaced, slot.replaces = slot.replaces, None
         if replaced is not None and replaced.state in (UNCLAIMED, CHECKING, RECYCLING):
             replaced.retire()
+            self.engine.replan()
         if slot is self._converting or slot.stale:
             self.convert()
         self._tried()  # not before: worse backends would be asked while this one is not idle

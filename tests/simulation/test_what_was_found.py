@@ -257,3 +257,20 @@ def test_claims_whose_connections_were_refused_are_served_in_the_order_in_which_
         return served
 
     assert run(main) == ["first", "second", "third"]
+
+
+def test_a_connection_that_was_replaced_by_a_new_one_is_missed_at_once():
+    async def main():
+        connector = FakeConnector()
+        resolver = ManualResolver([Backend("a", "10.0.0.1", 1)])
+        policy = Policy(spares_wanted=2, max_slots=5, health_interval=1e6)
+        async with Pool("p", resolver, connector, policy) as pool:
+            await pool.ready()
+            connector.slow(0.1, "connect")
+            connector.slow(30, "close")
+            resolver.set([Backend("a", "10.0.0.9", 1)])
+            async with pool.claim():  # now one more is wanted, and the successor counts as that until it relieves
+                await asyncio.sleep(1)
+                return pool.stats().backends["a"].unclaimed_slots
+
+    assert run(main) == 2
