@@ -343,8 +343,8 @@ class Desk(Generic[C]):
 
     def _queue_full(self) -> QueueFullError:
         return QueueFullError(
-            f"pool {self.engine.name}: {self.line.waiting} claims are waiting already, and max_waiters allows "
-            "no more; either the backends are too slow or max_slots is too small for this load"
+            f"pool {self.engine.name}: the waiting line is full (waiting: {self.line.waiting}, max_waiters: "
+            f"{self._max_waiters}); either the backends are too slow or max_slots is too small for this load"
         )
 
     def _return_untouched(self, slot: Slot[C]) -> None:
@@ -536,6 +536,8 @@ class Desk(Generic[C]):
         slot.place = -1
         slot.move(UNCLAIMED)
         self._after_release()
+        if slot.due and slot.state is UNCLAIMED:  # nobody wanted it, or was allowed to have it
+            slot.owner.check_next()
 
     def _take_back_odd(self, slot: Slot[C]) -> None:
         """Take a clean connection back into a slot that something is the matter with."""
@@ -546,13 +548,8 @@ class Desk(Generic[C]):
             slot.move(CONNECTING)
         else:
             slot.odd = slot.due
-            if slot.due and not self.line.waiting:
-                slot.place = -1
-                slot.move(UNCLAIMED)
-                owner.check_next()
-            else:
-                self._pass_on(slot)
-                return
+            self._pass_on(slot)
+            return
         self._after_release()
 
     def _demand_fell(self) -> None:

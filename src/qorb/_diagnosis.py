@@ -171,7 +171,10 @@ def _task_of(slot: Slot[Any]) -> asyncio.Task[Any] | None:
 
 
 def _now_in(task: asyncio.Task[Any] | None) -> str:
-    return f", now in {where(task.get_coro())}" if task is not None and not task.done() else ""
+    coroutine: Any = task.get_coro() if task is not None and not task.done() else None
+    if coroutine is None or getattr(coroutine, "cr_running", False):  # one that runs is the one that asks
+        return ""
+    return f", now in {where(coroutine)}"
 
 
 def _task_name(attempt: Attempt) -> str:

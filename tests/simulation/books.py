@@ -1,0 +1,163 @@
+"""The books: what each client asked for, got and gave back, kept without looking into the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qorb import (
+    AllClaimsUsedError,
+    ClaimTimeoutError,
+    NoBackendsError,
+    NoBackendsOnlineError,
+    PoolState,
+    PoolTerminatedError,
+    QueueFullError,
+)
+from qorb._slot import CLAIMED
+from tests.simulation.laws import BrokenError, require
+
+if TYPE_CHECKING:
+    from qorb import Claim
+    from qorb._engine import Engine
+    from qorb.testing import FakeConnection
+
+
+@dataclass(eq=False)
+class Visit:
+    """One claim, from the moment when it was asked for."""
+
+    number: int
+    client: str
+    timeout: float
+    began: float
+    turn: int
+    waiting: int
+    """How many stood in line when it was asked for."""
+    counted: int
+    """The same, with those who had been cancelled and had not heard of it yet."""
+    lateness: float
+    """How long the loop had been blocked, and user code deaf, up to then."""
+    connection: FakeConnection | None = None
+    over: bool = False
+    _finalizer: Any = field(default=None, repr=False)
+
+
+class Books:
+    """Who holds what, and what is allowed to have come of each claim."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, note: Any) -> None:
+        self._loop = loop
+        self._note = note
+        self._serial = 0
+        self.turn = 0
+        self.lateness = 0.0
+        """Seconds for which the loop was blocked or user code did not listen, all in all."""
+        self.holding: dict[int, Visit] = {}
+        """By the number of the connection."""
+        self.granted_count = 0
+        self.open_visits: dict[Visit, None] = {}
+        self.leaked = 0
+        self.dirty: set[int] = set()
+        """Connections whose last claim did not end well, and whose connector does not clean them."""
+        self.set_changed_at = -math.inf
+        self.policy: dict[str, float] = {}
+        self.checks_closed = False
+        self.prepares = False
+        self.dropped_at: dict[int, float] = {}
+        self.blocked_at = -math.inf
+
+    def arrive(self, client: str, timeout: float, waiting: int, counted: int) -> Visit:
+        """Note that a claim is asked for."""
+        self._serial += 1
+        visit = Visit(self._serial, client, timeout, self._loop.time(), self.turn, waiting, counted, self.lateness)
+        self.open_visits[visit] = None
+        self._note(f"{client}: claim {visit.number}, timeout {timeout:g}, {waiting} waiting")
+        return visit
+
+    def granted(self, visit: Visit, connection: FakeConnection) -> None:
+        """Note that a claim got its connection, and check that it may have it."""
+        now = self._loop.time()
+        self.granted_count += 1
+        self._note(f"{visit.client}: claim {visit.number} got connection {connection.id} to {connection.backend}")
+        require(not visit.over and visit.connection is None, f"claim {visit.number} was served twice")
+        other = self.holding.get(connection.id)
+        if other is not None:
+            raise BrokenError(f"claims {other.number} and {visit.number} both have connection {connection.id}")
+        if visit.waiting and visit.turn == self.turn:
+            raise BrokenError(f"claim {visit.number} was served at once, although {visit.waiting} were waiting")
+        late = now - visit.began - visit.timeout
+        if visit.timeout > 0 and late > 1e-9 + self.lateness - visit.lateness:
+            raise BrokenError(f"claim {visit.number} was served {late:.6f} s after its deadline")
+        dropped_at = self.dropped_at.get(connection.id, math.inf)
+        if self.checks_closed and not self.prepares and dropped_at < now and self.blocked_at < dropped_at:
+            raise BrokenError(f"claim {visit.number} got a connection that was closed at {dropped_at:.6f}")
+        require(connection.id not in self.dirty, f"claim {visit.number} got connection {connection.id}, which is dirty")
+        visit.connection = connection
+        self.holding[connection.id] = visit
+
+    def watch(self, visit: Visit, claim: Claim[FakeConnection]) -> None:
+        """Notice when the Claim of a visit is dropped without release."""
+        visit._finalizer = weakref.finalize(claim, self._dropped, visit)
+        visit._finalizer.atexit = False
+
+    def _dropped(self, visit: Visit) -> None:
+        if not visit.over:
+            self.leaked += 1
+            self.gave_back(visit, clean=False)
+
+    def gave_back(self, visit: Visit, *, clean: bool) -> None:
+        """Note that a claim is about to be released."""
+        if visit.over:
+            return
+        visit.over = True
+        self.open_visits.pop(visit, None)
+        if visit.connection is not None:
+            self._note(f"{visit.client}: claim {visit.number} gives back {visit.connection.id}, clean: {clean}")
+            self.holding.pop(visit.connection.id, None)
+
+    def gave_up(self, visit: Visit, error: BaseException, engine: Engine[Any], *, wrapped: float, asked: bool) -> None:
+        """Note that a claim was not served, and check that it may end like that."""
+        now = self._loop.time()
+        visit.over = True
+        self.open_visits.pop(visit, None)
+        self._note(f"{visit.client}: claim {visit.number} failed: {type(error).__name__}")
+        require("canary" not in f"{error} {error!r} {error.__cause__!r}", lambda: f"a secret in {error!r}")
+        spent, slack = now - visit.began, self.lateness - visit.lateness
+        if isinstance(error, ClaimTimeoutError):
+            self._check_deadline(visit, error, engine, spent, slack)
+        elif isinstance(error, QueueFullError):
+            full = visit.counted >= self.policy["max_waiters"] or wrapped < math.inf  # then it began a turn later
+            require(full, lambda: f"claim {visit.number}: {error}, although only {visit.waiting} were waiting")
+        elif isinstance(error, PoolTerminatedError):
+            require(engine.state is not PoolState.RUNNING, f"claim {visit.number}: {error}, although the pool runs")
+        elif isinstance(error, TimeoutError):
+            require(wrapped <= spent + 1e-9, f"claim {visit.number}: TimeoutError after {spent}, wanted {wrapped}")
+        elif isinstance(error, asyncio.CancelledError):
+            require(asked or wrapped < math.inf, f"claim {visit.number} was cancelled, and nobody had asked for it")
+        else:
+            raise BrokenError(f"claim {visit.number} ended in {error!r}") from error
+
+    def _check_deadline(
+        self, visit: Visit, error: ClaimTimeoutError, engine: Engine[Any], spent: float, slack: float
+    ) -> None:
+        what = f"claim {visit.number}, timeout {visit.timeout:g}, after {spent:.6f}: {type(error).__name__}"
+        require(type(error) in (NoBackendsError, NoBackendsOnlineError, AllClaimsUsedError), what)
+        if visit.timeout > 0:
+            require(spent >= visit.timeout - 1e-9, f"{what}: too early")
+            require(spent <= visit.timeout + 1e-6 + slack, f"{what}: too late by {spent - visit.timeout - slack:.6f}")
+        elif not self.prepares:
+            require(spent <= slack, f"{what}: it should not wait")
+        if self.set_changed_at < self._loop.time() and engine.state is PoolState.RUNNING:
+            require(isinstance(error, NoBackendsError) is not bool(engine.backends), f"{what}: {engine.backends}")
+
+    def check_held(self, engine: Engine[Any]) -> None:
+        """Check that whoever holds a connection still has it, and nobody else."""
+        for visit in self.holding.values():
+            connection = visit.connection
+            slot = engine.connections.get(id(connection))
+            if slot is None or slot.state is not CLAIMED or slot.connection is not connection:
+                raise BrokenError(f"claim {visit.number} holds {connection}, but its slot is {slot and slot.state}")
