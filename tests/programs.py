@@ -439,7 +439,10 @@ class TellingConnector(Connector[object]):
 
 
 def child_calls_nothing() -> None:
-    """The child lets the loop go on, beyond releases and checks, and then cancels the tasks."""
+    """The child lets the loop go on, beyond releases and checks, and then cancels the tasks.
+
+    When it begins, one connection is about to be closed, and another to be recycled.
+    """
 
     def observe(event: object) -> None:
         if os.getpid() != connector.process:
@@ -449,8 +452,9 @@ def child_calls_nothing() -> None:
         pool = Pool("main", FixedResolver([("127.0.0.1", PORT)]), connector, policy, observer=observe)
         await pool.start()
         await pool.ready()
-        claims = [await pool.claim() for _ in range(3)]
-        await asyncio.sleep(0.01)  # until the fourth is connected
+        claims = [await pool.claim() for _ in range(4)]
+        claims.pop().discard()
+        claims.pop().release()
         return pool, claims
 
     async def let_go(claims: list[Claim[object]]) -> None:

@@ -248,6 +248,18 @@ def test_a_connector_that_does_not_listen_is_cancelled_again_every_second_and_no
     play(misbehaving(note_cancellations, "validate"), scene, seeds=(0,))
 
 
+@pytest.mark.parametrize("misbehaviour", [raise_when_cancelled, time_out_when_cancelled, go_on_when_cancelled])
+def test_an_on_acquire_that_does_not_end_in_its_cancellation_holds_nothing_up(misbehaviour):
+    async def scene(stage: Stage) -> None:
+        began = stage.now
+        await stage.pool.terminate(grace=1000)
+        assert stage.now - began <= 2.1 * stage.connector.latency  # the rest of on_acquire, and close()
+        assert len(stage.refused) == len(stage.claimers)
+        await stage.assert_over()
+
+    play(misbehaving(misbehaviour, "on_acquire"), scene)
+
+
 def test_a_connection_that_comes_up_although_its_connect_was_cancelled_is_closed():
     async def phase(stage: Stage) -> None:
         stage.connector.stall("connect")

@@ -123,7 +123,7 @@ class Engine(Generic[C]):
         """Be in a child process: tasks, sockets and sessions are the parent's, and nothing here touches them again."""
         self.forked = True
         self.observer = None
-        self.tasks.disown()
+        self.tasks.closed = True
         self.timers.cancel_all()
         self.desk.open = False
         self.desk.refresh()

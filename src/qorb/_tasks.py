@@ -280,12 +280,6 @@ class TaskOwner:
         """Give the life that runs in that task, if it is one of ours."""
         return self.tasks.get(task) if task is not None else None
 
-    def disown(self) -> None:
-        """Be in a child process, which the tasks do not belong to: start none, and let them be collected in silence."""
-        self.closed = True
-        for task in self.tasks:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - as in destroy_all
-
     def destroy_all(self) -> None:
         """End every task although its loop is closed, without a warning from asyncio."""
         self.closed = True
