@@ -73,8 +73,8 @@ class Pool(Generic[C]):
         _check_type("policy", policy, Policy)
         if observer is not None and not callable(observer):
             raise TypeError(f"observer must be callable, not {_kind(observer)}")
-        self.name = name
-        self.policy = policy
+        self.name: str = name
+        self.policy: Policy = policy
         self._resolver = resolver
         self._connector = connector
         self._observer = observer

@@ -25,6 +25,8 @@ MAX_PENALTY = 8
 UNRANKED = 1 << 60
 """The level of a backend that stands in no ring: above every load, so that its return counts as an improvement."""
 _LEAST_WEIGHT = 0.1
+_LOOK_BACK = 8
+"""So many places towards the front a backend may go that has served less than those who stand there."""
 
 
 class Ranked:
@@ -99,7 +101,7 @@ class Lane(Generic[R]):
                 return ranked
 
     def put(self, ranked: R) -> None:
-        """Stand at the end of the ring of the backend's load."""
+        """Stand in the ring of the backend's load: at the end, but before those who have served more lately."""
         load = ranked.load
         rings = self.rings
         while load >= len(rings):
@@ -110,9 +112,19 @@ class Lane(Generic[R]):
         if head is None:
             ring.head = ranked.next = ranked.previous = ranked
         else:
-            last = head.previous
-            ranked.previous, ranked.next = last, head
-            last.next = head.previous = ranked
+            served = ranked.total_claims + ranked.head_start
+            after = head
+            for _ in range(_LOOK_BACK):
+                before = after.previous
+                if before.total_claims + before.head_start <= served:
+                    break
+                after = before
+                if after is head:  # all the way round: it has served less than any other
+                    ring.head = ranked
+                    break
+            ranked.previous, ranked.next = after.previous, after
+            after.previous.next = ranked
+            after.previous = ranked
         if load < self.low.level:
             self.low = ring
 

@@ -45,8 +45,8 @@ class TcpStream:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock: socket.socket | None = None
     ) -> None:
         """Bind the two ends; `sock` is the socket under them, for an abort() when their loop cannot help any more."""
-        self.reader = reader
-        self.writer = writer
+        self.reader: asyncio.StreamReader = reader
+        self.writer: asyncio.StreamWriter = writer
         self._socket = sock
         self._loop = asyncio.get_running_loop()
 
