@@ -274,3 +274,24 @@ def test_a_connection_that_was_replaced_by_a_new_one_is_missed_at_once():
                 return pool.stats().backends["a"].unclaimed_slots
 
     assert run(main) == 2
+
+
+def test_a_connection_whose_check_is_due_is_checked_although_someone_waited_who_was_cancelled():
+    class Clean(FakeConnector):
+        def needs_recycle(self, connection, outcome):
+            return False
+
+    async def main():
+        connector = Clean()
+        policy = Policy(spares_wanted=1, max_slots=1, health_interval=10, spread=0)
+        async with Pool("p", FixedResolver(ONE), connector, policy) as pool:
+            async with pool.claim():
+                await asyncio.sleep(11)
+                waiting = asyncio.ensure_future(pool.claim())
+                await settle()
+                waiting.cancel()
+            await asyncio.wait([waiting])
+            await asyncio.sleep(1)
+            return connector.count["validate"]
+
+    assert run(main) == 1

@@ -21,7 +21,6 @@ class Witness:
     """Hears every event. What does not fit is reported to the world: a pool survives whatever an observer raises."""
 
     def __init__(self, world: World, manner: str) -> None:
-        self._failures: Counter[int] = Counter()
         self._world = world
         self._manner = manner
         self.count: Counter[str] = Counter()
@@ -71,17 +70,7 @@ class Witness:
         self._handles[event.slot_id] = event.claim_id
         require(event.claim_id in self._claims, f"a slot for claim {event.claim_id}, which is over")
         for attempt in in_line(self._world.engine):
-            if attempt.id < event.claim_id and attempt.failure is None:
-                mine = self.failed_before.get(event.claim_id)
-                require(mine, f"claim {event.claim_id} was served before claim {attempt.id}, which came first")
-
-    @property
-    def failed_before(self) -> Counter[int]:
-        """How often on_acquire has failed, by claim."""
-        return self._failures
-
-    def _ClaimAcquireFailed(self, event: events.ClaimAcquireFailed) -> None:  # noqa: N802
-        self._failures[event.claim_id] += 1
+            require(attempt.id > event.claim_id, f"claim {event.claim_id} was served before claim {attempt.id}")
 
     def _HandleReturned(self, event: events.HandleReturned) -> None:  # noqa: N802
         claim = self._handles.pop(event.slot_id, None)
