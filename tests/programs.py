@@ -452,10 +452,7 @@ def child_calls_nothing() -> None:
         pool = Pool("main", FixedResolver([("127.0.0.1", PORT)]), connector, policy, observer=observe)
         await pool.start()
         await pool.ready()
-        claims = [await pool.claim() for _ in range(4)]
-        claims.pop().discard()
-        claims.pop().release()
-        return pool, claims
+        return pool, [await pool.claim() for _ in range(4)]
 
     async def let_go(claims: list[Claim[object]]) -> None:
         for claim in claims[1:]:
@@ -467,6 +464,8 @@ def child_calls_nothing() -> None:
     policy = Policy(spares_wanted=3, max_slots=4, health_interval=0.05, spread=0)
     loop = asyncio.new_event_loop()
     pool, claims = loop.run_until_complete(set_up())
+    claims.pop().discard()
+    claims.pop().release()
     child = os.fork()
     if not child:
         loop.run_until_complete(let_go(claims))

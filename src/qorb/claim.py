@@ -42,6 +42,7 @@ class ClaimRequest(Attempt, Generic[C]):
     # No __init__: Pool.claim() fills the attributes in, which takes half the time.
     __slots__ = ("pool", "slot")
 
+    future: Any  # as in Attempt; said again for those who check that no public type is missing
     pool: Pool[C]
     slot: Slot[C] | None
     """What it holds while entered."""
