@@ -460,7 +460,7 @@ def test_more_than_max_waiters_are_refused_at_once():
             waiters = [asyncio.create_task(hold(watched.pool, 0)) for _ in range(3)]
             await settle()
             moment = now()
-            with pytest.raises(QueueFullError, match="3 claims are waiting"):
+            with pytest.raises(QueueFullError, match="waiting: 3, max_waiters: 3"):
                 await watched.pool.claim()
             assert now() == moment
             waiters[1].cancel()
