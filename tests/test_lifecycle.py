@@ -289,6 +289,63 @@ def test_a_pool_that_is_dropped_in_the_midst_of_its_termination_when_its_loop_is
     assert list(stage.connector.unclosed) == []
 
 
+async def start_tasks(stage: Stage, *, held: str) -> list[asyncio.Task[None]]:
+    """Start tasks that hold claims, one way or the other, and a task that waits for one."""
+
+    async def hold() -> None:
+        if held == "in a block":
+            async with stage.pool.claim():
+                await asyncio.get_running_loop().create_future()
+        else:
+            with await stage.pool.claim():
+                await asyncio.get_running_loop().create_future()
+
+    await stage.start()
+    tasks = [asyncio.create_task(hold()) for _ in range(stage.pool.policy.max_slots + 1)]
+    await asyncio.sleep(1)
+    assert stage.pool.stats().waiting == 1
+    for task in tasks:
+        task._log_destroy_pending = False  # they are the test's, and nobody will end them
+    return tasks
+
+
+@pytest.mark.parametrize("held", ["in a block", "by hand"])
+@pytest.mark.parametrize("first", ["the tasks", "all together"])
+def test_tasks_with_claims_that_are_collected_when_the_loop_is_closed_leave_one_warning_and_no_traceback(held, first):
+    loop = new_loop()
+    stage = loop.run_until_complete(set_up(phases.new))
+    tasks = loop.run_until_complete(start_tasks(stage, held=held))
+    loop.close()
+    if first == "the tasks":
+        # Those with a claim are kept alive by nobody else, unlike the one that waits: it stands in the line.
+        tasks.clear()
+        gc.collect()
+    del tasks, stage.resolver  # which keeps hold of what it publishes to
+    drop(stage)
+    assert list(stage.connector.unclosed) == []
+
+
+@pytest.mark.parametrize("end", ["release", "discard", "forget"])
+def test_a_detached_connection_is_aborted_although_the_loop_is_closed_by_then(end):
+    loop = new_loop()
+    stage = loop.run_until_complete(set_up(phases.claimed))
+    loop.run_until_complete(stage.pool.terminate(grace=0, held="detach"))
+    loop.close()
+    stage.connector.forbid(allow={"abort"})
+    assert len(stage.connector.connections) == len(stage.claims)
+    while stage.claims:
+        claim = stage.claims.pop()
+        if end == "release":
+            claim.release()
+        elif end == "discard":
+            claim.discard()
+        else:
+            with pytest.warns(ResourceWarning, match="unreleased claim on pool main"):
+                del claim
+    assert list(stage.connector.unclosed) == []
+    stage.connector.check()
+
+
 # KeyboardInterrupt and SystemExit in the connector: they leave the loop, and the pool is whole.
 
 

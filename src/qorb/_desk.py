@@ -190,7 +190,8 @@ class Desk(Generic[C]):
         try:
             await turn
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
     async def _serve(self, attempt: Attempt) -> Slot[C]:
         slot = None if self.line.waiting else self._take(attempt)
@@ -322,7 +323,9 @@ class Desk(Generic[C]):
             self.refresh()
         self._demand_fell()
         future = attempt.future
-        if future is not None and future.done() and not future.cancelled() and isinstance(future.result(), Slot):
+        if future is None or not future.done() or future.cancelled() or self.loop.is_closed():
+            return
+        if isinstance(future.result(), Slot):
             self._return_untouched(future.result())
 
     def take_over(self, attempt: Attempt, given: object) -> Slot[C]:
@@ -479,6 +482,8 @@ class Desk(Generic[C]):
         if slot.revoked or slot.detached:
             self.discard(slot)
             return
+        if outcome is not Outcome.CLEAN and self.loop.is_closed():
+            return  # a block was left because its task was collected; the connection is closed with the pool
         self._returned(slot)
         if self._must_recycle(slot, outcome):
             if slot.owner.leaving or not self.open:

@@ -13,6 +13,7 @@ import os
 import threading
 import tracemalloc
 import warnings
+import weakref
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -42,9 +43,10 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
-_engines: dict[Engine[Any], None] = {}
-"""All that have not ended. Otherwise a Pool in a reference cycle would be collected together with its tasks, and
-asyncio would complain of those before the Pool could end them."""
+_engines: weakref.WeakSet[Engine[Any]] = weakref.WeakSet()
+
+_ANCHOR = 3600.0
+"""Seconds for which a timer that does nothing lies in the event loop; then comes the next."""
 
 _LONG_CLAIMS_PAUSE = 0.1
 """Seconds between two looks for long claims at the least, however little Policy.long_claim_warning is."""
@@ -117,7 +119,7 @@ class Engine(Generic[C]):
         """The observer is being told of something, which is still under way."""
         self._observer_reported = False
         self._warned_of_outsider = False
-        _engines[self] = None
+        _engines.add(self)
 
     def disown(self) -> None:
         """Be in a child process: tasks, sockets and sessions are the parent's, and nothing here touches them again."""
@@ -133,9 +135,17 @@ class Engine(Generic[C]):
 
     def start(self) -> None:
         """Start the resolver and the timers."""
+        self._anchor()
         self._start_watch()
         self._rebalance_timer = self.timers.after(self.policy.rebalance_interval, self._rebalance)
         self._long_claims_timer = self.timers.after(self.policy.long_claim_warning, self._look_for_long_claims)
+
+    def _anchor(self) -> None:
+        """Be kept alive by the loop, as long as that is open: its tasks are known to it only by what they wait for.
+
+        Otherwise a Pool in a reference cycle could be collected together with its tasks, which nobody would end then.
+        """
+        self.timers.after(_ANCHOR, self._anchor)
 
     def _start_watch(self) -> None:
         backoff = Backoff(*self.backoff_limits)
@@ -572,7 +582,6 @@ class Engine(Generic[C]):
     def ended(self) -> None:
         """Be over."""
         self.state = PoolState.TERMINATED
-        _engines.pop(self, None)
         self.timers.cancel_all()
         self.observer = None
         self.departed_claims += sum(slots.total_claims for slots in self.sets.values())

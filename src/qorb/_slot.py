@@ -248,7 +248,7 @@ class Slot(Generic[C]):
             self._waker = None
 
     def wake(self) -> None:
-        if self._waker is not None and not self._waker.done():
+        if self._waker is not None and not self._waker.done() and not self.owner.engine.loop.is_closed():
             self._waker.set_result(None)
 
     async def _ask(self, function: Callable[..., Awaitable[T]], *arguments: object, within: float) -> T:

@@ -85,16 +85,18 @@ class TimerOwner:
         return self.at(self.loop.time() + seconds, callback)
 
     def at(self, moment: float, callback: Callable[[], object]) -> Timer | None:
-        """Call back at a moment of loop.time(); None, and never, when that is too far away to matter."""
-        if not moment - self.loop.time() < _FOREVER:
+        """Call back at a moment of loop.time(); None, and never, when that is too far away or the loop is closed."""
+        if not moment - self.loop.time() < _FOREVER or self.loop.is_closed():
             return None
         timer = Timer(self, callback)
         timer._handle = self.loop.call_at(moment, timer._fire, context=self._context)  # noqa: SLF001 - two halves of one thing
         self.alive[timer] = None
         return timer
 
-    def soon(self, callback: Callable[[], object]) -> Timer:
-        """Call back in the next turn of the loop."""
+    def soon(self, callback: Callable[[], object]) -> Timer | None:
+        """Call back in the next turn of the loop; None, and never, when the loop is closed."""
+        if self.loop.is_closed():
+            return None
         timer = Timer(self, callback)
         timer._handle = self.loop.call_soon(timer._fire, context=self._context)  # noqa: SLF001 - as above
         self.alive[timer] = None
@@ -262,6 +264,8 @@ class TaskOwner:
             raise RuntimeError(f"{life.name}: no task is started any more, the pool is ending")
         # asyncio.Task itself, not loop.create_task(): a task factory might run the first step right here (eager tasks)
         task = asyncio.Task(life.live(), loop=self._timers.loop, name=life.name, context=Context())
+        # Private, and only here: it must not be asyncio that complains of a task whose loop was closed, but the pool.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: SLF001
         self.tasks[task] = life
         task.add_done_callback(self._ended, context=self._context)
 
@@ -284,9 +288,6 @@ class TaskOwner:
         """End every task although its loop is closed, without a warning from asyncio."""
         self.closed = True
         for task, life in tuple(self.tasks.items()):
-            # Private, and only here: a task whose loop is closed can neither run nor be cancelled, and asyncio would
-            # complain about it on stderr although the pool has warned already.
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: SLF001
             coroutine: Any = task.get_coro()  # None for a task that ended eagerly, which ours never do
             try:
                 coroutine.close()

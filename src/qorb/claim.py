@@ -210,7 +210,7 @@ class Claim(Generic[C]):
             return
         if not isinstance(outcome, Outcome):
             raise TypeError(f"outcome must be an Outcome, not {outcome!r}")
-        desk = self._desk_here()
+        desk = self._desk_here(slot)
         self._slot = None
         if desk is not None:
             desk.release(slot, outcome)
@@ -220,17 +220,17 @@ class Claim(Generic[C]):
         slot = self._slot
         if slot is None:
             return
-        desk = self._desk_here()
+        desk = self._desk_here(slot)
         self._slot = None
         if desk is not None:
             desk.discard(slot)
 
-    def _desk_here(self) -> Desk[C] | None:
+    def _desk_here(self, slot: Slot[C]) -> Desk[C] | None:
         desk = self._pool._desk  # noqa: SLF001 - a claim is a part of its pool
         if desk is None or desk.engine.forked:
             return None  # the connection is the parent's
         check_thread(desk)
-        if desk.loop.is_closed():
+        if desk.loop.is_closed() and not slot.detached:
             return None  # nobody can be told; the connection is closed with the pool
         return desk
 
@@ -249,13 +249,15 @@ class Claim(Generic[C]):
             return
         self._slot = None
         desk = self._pool._desk  # noqa: SLF001 - a claim is a part of its pool
-        if desk is None or desk.engine.forked or desk.engine.loop.is_closed():
+        if desk is None or desk.engine.forked or (desk.loop.is_closed() and not slot.detached):
             return
         try:
             # Garbage is collected anywhere: in another thread, or in the midst of a move.
             desk.loop.call_soon_threadsafe(desk.release, slot, Outcome.LEAKED)
-        except RuntimeError:  # the loop was closed at this very moment
-            return
+        except RuntimeError:  # the loop is closed, and may have been closed at this very moment
+            if not slot.detached:
+                return
+            desk.discard(slot)
         site = f", claimed at {slot.site}" if slot.site is not None else ""
         warnings.warn(
             f"unreleased claim on pool {desk.engine.name}, slot {slot.id} to {self._backend.name}{site}",
