@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from qorb.errors import ConnectError, describe
@@ -108,6 +108,10 @@ class TimerOwner:
             timer.cancel()
 
 
+_running: ContextVar[Call[Any] | None] = ContextVar("qorb call", default=None)
+"""The innermost call under way; of the task only if it says so."""
+
+
 class Call(Generic[T]):
     """One call of user code, awaited in some task, that can be interrupted from outside without cancelling that task.
 
@@ -116,7 +120,18 @@ class Call(Generic[T]):
     somebody else, and always passes.
     """
 
-    __slots__ = ("_expired", "_repeat", "_throw", "_timers", "_waits_for", "coroutine", "interrupted", "since")
+    __slots__ = (
+        "_expired",
+        "_outer",
+        "_repeat",
+        "_task",
+        "_throw",
+        "_timers",
+        "_waits_for",
+        "coroutine",
+        "interrupted",
+        "since",
+    )
 
     def __init__(self, timers: TimerOwner, function: Callable[..., Awaitable[T]], *arguments: object) -> None:
         """Prepare to await function(*arguments)."""
@@ -126,6 +141,10 @@ class Call(Generic[T]):
         self._throw = False
         self._expired = False
         self._repeat: Timer | None = None
+        self._task: asyncio.Task[Any] | None = None
+        """The task that it runs in, while it runs."""
+        self._outer: Call[Any] | None = None
+        """The call, of this pool or another, in whose midst it is made: a connector may claim connections, too."""
         self.interrupted = False
         self.since = timers.loop.time()
 
@@ -139,13 +158,18 @@ class Call(Generic[T]):
         loop = self._timers.loop
         task = asyncio.current_task(loop)
         cancelled_before = task.cancelling() if task is not None else 0
+        outer = _running.get()
+        if outer is not None and outer._is_in(task):  # noqa: SLF001 - of this class
+            self._outer = outer
+        self._task = task
+        _running.set(self)
         limit = self._timers.after(seconds, self._expire)
         try:
             return await self
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except asyncio.CancelledError:
-            if task is not None and task.cancelling() > cancelled_before:
+            if (task is not None and task.cancelling() > cancelled_before) or self._ends_with_outer:
                 raise
             raise self._reason(seconds) from None
         except Exception as error:  # noqa: BLE001 - user code
@@ -159,6 +183,8 @@ class Call(Generic[T]):
             if self._repeat is not None:
                 self._repeat.cancel()
                 self._repeat = None
+            _running.set(outer)  # and not reset(): the garbage collector may end this in another context
+            self._task = self._outer = None
 
     def interrupt(self) -> None:
         """Tell the call to end: what it waits for is cancelled now, and again every second until it has ended.
@@ -173,6 +199,16 @@ class Call(Generic[T]):
         self._expired = True
         if self._repeat is None:
             self._cancel()
+
+    def _is_in(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether it runs in that task: one that was started in the midst of a call inherits its context."""
+        return self._task is task
+
+    @property
+    def _ends_with_outer(self) -> bool:
+        """Whether a call in whose midst this one is made was told to end."""
+        outer = self._outer
+        return outer is not None and (outer.interrupted or outer._expired or outer._ends_with_outer)  # noqa: SLF001 - of this class
 
     def _reason(self, seconds: float) -> Exception:
         if self.interrupted:

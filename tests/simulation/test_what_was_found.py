@@ -295,3 +295,32 @@ def test_a_connection_whose_check_is_due_is_checked_although_someone_waited_who_
             return connector.count["validate"]
 
     assert run(main) == 1
+
+
+@pytest.mark.parametrize("operation", ["connect", "validate", "on_acquire"])
+def test_a_claim_on_another_pool_within_a_connector_does_not_swallow_the_time_limit_of_that_connector(operation):
+    async def main():
+        slow, connector = FakeConnector(), FakeConnector()
+        patient = Policy(spares_wanted=1, health_interval=1e6, health_check_timeout=0.8)
+        policy = Policy(spares_wanted=1, max_slots=1, connect_timeout=2, health_check_timeout=2, health_interval=10)
+
+        async def ask():
+            async with inner.claim(timeout=1e6):
+                pass
+
+        async with Pool("inner", FixedResolver(ONE), slow, patient) as inner:
+            await inner.ready()
+            async with Pool("outer", FixedResolver(ONE), connector, policy) as pool:
+                await pool.ready()
+                slow.stall("on_acquire")
+                connector.during(operation, lambda _: ask())
+                (await pool.claim()).discard() if operation == "connect" else None
+                if operation == "on_acquire":
+                    with pytest.raises(ClaimTimeoutError):
+                        await pool.claim(timeout=2)
+                await asyncio.sleep(13)
+                slow.heal()
+        durations = [call.ended - call.started for call in connector.calls if call.operation == operation]
+        return max(durations)
+
+    assert run(main) == pytest.approx(2)
