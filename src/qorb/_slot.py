@@ -60,6 +60,7 @@ class Slot(Generic[C]):
         "due",
         "holder",
         "id",
+        "idle_by",
         "name",
         "odd",
         "owner",
@@ -92,6 +93,8 @@ class Slot(Generic[C]):
         """The task that has, or last had, the connection; weak, so that a claim forgotten by its task is found."""
         self.since = 0.0
         """When the slot was claimed last, or connected."""
+        self.idle_by = -math.inf
+        """A moment at which the slot was seen idle; says something if that was after `since`."""
         self.site: str | None = None
         """Where it was claimed, when that is known."""
         self.warned_since = -math.inf
@@ -201,6 +204,7 @@ class Slot(Generic[C]):
         if not self.owner.engine.seems_open(self):
             self.owner.found_closed(self)
             return False
+        self.owner.note_idle()  # while it is checked it is not among the idle ones
         self.move(CHECKING)
         return True
 
@@ -301,7 +305,8 @@ class Slot(Generic[C]):
         engine.connections[id(connection)] = self
         self.ready = engine.loop.create_future()
         self.ready.set_result(connection)
-        self.since = engine.loop.time()
+        owner.note_idle()
+        self.since = self.idle_by = engine.loop.time()
         self.holder = None
         self.place = 0
         self.acquire_round = owner.acquire_backoff.round

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qorb import events
 from qorb._core.backoff import Backoff
@@ -147,11 +147,17 @@ class SlotSet(Ranked, Generic[C]):
         """End so many slots gracefully: unconnected ones first, then the longest idle; never claimed ones."""
         backing_off = [slot for slot in self.slots if slot.state is CONNECTING and not slot.attempting]
         attempting = [slot for slot in self.slots if slot.state is CONNECTING and slot.attempting]
-        fresh = sorted((slot for slot in self.idle if slot.holder is None), key=lambda slot: slot.since)
-        used = [slot for slot in self.idle if slot.holder is not None]
+        idle = sorted(self.idle, key=_idle_since)
         checking = [slot for slot in self.slots if slot.state in (CHECKING, RECYCLING)]
-        for slot in (backing_off + attempting + fresh + used + checking)[:count]:
+        for slot in (backing_off + attempting + idle + checking)[:count]:
             slot.retire()
+
+    def note_idle(self) -> None:
+        """Note of every idle slot that it is idle by now: a release, which has to be quick, does not note when it was."""
+        now = self.engine.loop.time()
+        for slot in self.idle:
+            if not _known_idle(slot):
+                slot.idle_by = now
 
     def leave(self) -> None:
         """Take no more part: the backend has vanished. Claims stay usable; everything else ends."""
@@ -490,3 +496,13 @@ class SlotSet(Ranked, Generic[C]):
             failures=self.failures.count(self.engine.loop.time()),
             last_error=self.last_error_text,
         )
+
+
+def _known_idle(slot: Slot[Any]) -> bool:
+    """Whether it was noted that the slot is idle since its last claim, or since it was connected."""
+    return slot.idle_by > slot.since or (slot.holder is None and slot.idle_by == slot.since)
+
+
+def _idle_since(slot: Slot[Any]) -> tuple[float, bool]:
+    """For sorting idle slots, the longest idle first; those of which nothing was noted stand in order already."""
+    return slot.idle_by if _known_idle(slot) else math.inf, slot.idle_by == slot.since
