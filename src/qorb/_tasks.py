@@ -298,8 +298,10 @@ class TaskOwner:
         """Run a life in a task of its own: never eagerly, in an empty context."""
         if self.closed:
             raise RuntimeError(f"{life.name}: no task is started any more, the pool is ending")
-        # asyncio.Task itself, not loop.create_task(): a task factory might run the first step right here (eager tasks)
-        task = asyncio.Task(life.live(), loop=self._timers.loop, name=life.name, context=Context())
+        # asyncio.Task itself, not loop.create_task(): a task factory might run the first step right here (eager tasks).
+        # The coroutine is made last: a signal handler that raises (between any two calls) must not leave one unstarted.
+        loop, name, context = self._timers.loop, life.name, Context()
+        task = asyncio.Task(life.live(), loop=loop, name=name, context=context)
         # Private, and only here: it must not be asyncio that complains of a task whose loop was closed, but the pool.
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: SLF001
         self.tasks[task] = life
