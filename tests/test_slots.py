@@ -464,7 +464,7 @@ def test_on_recycle_is_told_how_the_claim_ended_and_a_dirty_connection_is_closed
             assert told == [outcome]
             assert connection.closed is (outcome is not Outcome.CLEAN)
             assert watched.stats().unclaimed_slots == 1
-            assert watched.stats().failures == 0  # what an unclean claim left behind is no fault of the backend
+            assert watched.stats().failures == (outcome is not Outcome.CLEAN)  # as whenever recycling fails
 
     run(main)
 

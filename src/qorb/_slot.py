@@ -355,7 +355,7 @@ class Slot(Generic[C]):
             pass
         except CallFailedError as failure:
             if self.state is RECYCLING:
-                owner.recycle_failed(self, failure.error, self._outcome)
+                owner.recycle_failed(self, failure.error)
         else:
             owner.observe(events.RecycleDone, self)
         if self.state is RECYCLING:

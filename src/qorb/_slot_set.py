@@ -11,7 +11,6 @@ from qorb._core.failures import FailureWindow
 from qorb._core.ranking import MAX_PENALTY, Ranked
 from qorb._slot import CHECKING, CLAIMED, CONNECTING, RECYCLING, TERMINATED, UNCLAIMED, Slot
 from qorb._tasks import logger
-from qorb.connector import Outcome
 from qorb.errors import ConnectError, describe, presentable
 from qorb.stats import BackendStats
 
@@ -153,7 +152,7 @@ class SlotSet(Ranked, Generic[C]):
             slot.retire()
 
     def note_idle(self) -> None:
-        """Note of every idle slot that it is idle by now: a release, which has to be quick, does not note when it was."""
+        """Note of every idle slot that it is idle by now: a release, which has to be quick, does not note when."""
         now = self.engine.loop.time()
         for slot in self.idle:
             if not _known_idle(slot):
@@ -368,11 +367,10 @@ class SlotSet(Ranked, Generic[C]):
             if other.state is UNCLAIMED:
                 other.check()
 
-    def recycle_failed(self, slot: Slot[C], error: BaseException, outcome: Outcome) -> None:
-        """Give the connection up. What an unclean claim left behind is no fault of the backend."""
-        if outcome is Outcome.CLEAN:
-            self._failed(error)
-        self.observe_failure(events.RecycleFailed, slot, describe(error))
+    def recycle_failed(self, slot: Slot[C], error: BaseException) -> None:
+        """Give the connection up; it counts as a failure whatever the outcome of the claim was."""
+        self._failed(error)
+        self.observe_failure(events.RecycleFailed, slot, self.last_error_text or "")
         slot.move(CONNECTING)
 
     def found_closed(self, slot: Slot[C]) -> None:
