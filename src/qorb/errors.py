@@ -27,6 +27,8 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from qorb.stats import Ledger
 
 _MAX_TEXT = 500
@@ -77,6 +79,10 @@ class TerminationError(PoolError):
         """Keep what is left beside the text."""
         super().__init__(message)
         self.ledger = ledger
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, Ledger], dict[str, object]]:
+        """Be copied and pickled with the ledger."""
+        return type(self), (str(self), self.ledger), vars(self)
 
 
 class ClaimReleasedError(PoolError):
