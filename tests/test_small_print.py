@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
+import math
 import pickle
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import qorb
-from qorb import Ledger, TerminationError, errors
+from qorb import Backend, Ledger, Policy, PolicyError, Pool, TerminationError, errors
+from qorb.resolvers import ManualResolver
 from qorb.testing import FakeConnector, run
+from tests.phases import at_once
 from tests.pools import backends, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ONE = backends(1)
 
@@ -118,5 +127,97 @@ def test_a_termination_error_that_a_pool_raised_arrives_as_it_was():
         assert str(arrived) == str(caught.value)
         assert arrived.ledger == caught.value.ledger
         assert arrived.ledger.connections == 1
+
+    run(main)
+
+
+# Numbers that are none.
+
+ABSURD = {
+    "10**400": 10**400,
+    "-10**400": -(10**400),
+    "10**5000": 10**5000,  # Python refuses to write that out
+    "nan": math.nan,
+    "-inf": -math.inf,
+    "-1": -1,
+    "True": True,
+    "False": False,
+    "text": "7",
+    "None": None,
+    "complex": 1j,
+    "list": [],
+    "password": "postgres://me:hunter2@db/x",
+}
+SHOWN = {
+    "10**400": "not 10**400 or so",
+    "-10**400": "not -10**400 or so",
+    "10**5000": "not 10**5000 or so",
+    "text": "not '7'",
+    "password": "not 'postgres://me:***@db/x'",
+}
+TOO_MUCH_OF_A_COUNT = {"inf": math.inf, "1e300": 1e300, "2**63": 2**63, "1.0": 1.0}
+COUNTS = ("spares_wanted", "max_slots", "max_slots_per_backend", "max_waiters")
+POLICY_FIELDS = tuple(field.name for field in dataclasses.fields(Policy))
+REFUSED = [(field, ABSURD, key) for field in POLICY_FIELDS for key in ABSURD]
+REFUSED += [(field, TOO_MUCH_OF_A_COUNT, key) for field in COUNTS for key in TOO_MUCH_OF_A_COUNT]
+
+
+def refused(kind: type[ValueError], make: Callable[..., object], field: str, values: dict[str, Any], key: str) -> str:
+    """Make something with an absurd value in a field; give the text of the error."""
+    with pytest.raises(kind) as caught:
+        make(**{field: values[key]})
+    text = str(caught.value)
+    assert field in text
+    assert (SHOWN[key] if key in SHOWN else f"not {values[key]!r}") in text
+    assert len(text) < 250
+    return text
+
+
+@pytest.mark.parametrize(("field", "values", "key"), REFUSED)
+def test_a_policy_refuses_every_absurd_number_and_says_which_field_what_value_and_what_to_write(field, values, key):
+    text = refused(PolicyError, Policy, field, values, key)
+    assert ("a whole number from" if field in COUNTS else "(math.inf: never)") in text
+
+
+@pytest.mark.parametrize("field", ["port", "priority", "weight"])
+@pytest.mark.parametrize("key", [*ABSURD, *TOO_MUCH_OF_A_COUNT])
+def test_a_backend_refuses_every_absurd_number_and_says_which_field_what_value_and_what_to_write(field, key):
+    def make(**given: object) -> object:
+        return Backend("db", "10.0.0.1", **{"port": 1} | given)
+
+    text = refused(ValueError, make, field, ABSURD | TOO_MUCH_OF_A_COUNT, key)
+    assert "must be a whole number from" in text
+    assert "65535" in text
+
+
+def test_a_port_of_five_thousand_digits_is_none():
+    with pytest.raises(ValueError, match=r"has no usable port; it must be a number from 1 to 65535$"):
+        Backend.parse("10.0.0.1:" + "1" * 5000)
+
+
+@pytest.mark.parametrize("key", [key for key in ABSURD if key not in ("None", "True", "False")])
+@pytest.mark.parametrize("field", ["timeout", "grace"])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(field, key):
+    pool = Pool("p", ManualResolver(), FakeConnector())
+    make = pool.claim if field == "timeout" else lambda **given: at_once(pool.terminate(**given))
+    assert "must be a number of seconds, 0 or more" in refused(ValueError, make, field, ABSURD, key)
+
+
+def test_a_pool_with_the_greatest_numbers_that_are_allowed_works():
+    durations = {field: 10**308 for field in POLICY_FIELDS if field not in COUNTS}
+    counts = dict.fromkeys(COUNTS, sys.maxsize) | {"spares_wanted": 2}
+
+    async def main():
+        connector = FakeConnector()
+        async with opened(backends(2), connector, **durations | counts) as watched:
+            claims = await watched.claims(5)
+            await asyncio.sleep(1e9)
+            claims.pop().discard()
+            connector.refuse("b0")
+            connector.drop()
+            await asyncio.sleep(1e9)
+            assert watched.stats("b0").failures == 1
+            for claim in claims:
+                claim.release()
 
     run(main)

@@ -91,7 +91,7 @@ class SlotSet(Ranked, Generic[C]):
         self.last_attempt = -math.inf
         self.backoff = Backoff(*engine.backoff_limits)
         self.acquire_backoff = Backoff(*engine.backoff_limits)
-        self.failures = FailureWindow(2 * policy.max_connection_backoff)
+        self.failures = FailureWindow(2.0 * policy.max_connection_backoff)
         self.last_error: BaseException | None = None
         self.last_error_text: str | None = None
         self.last_error_time = -math.inf

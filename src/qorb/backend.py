@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from qorb.errors import masked
+from qorb.errors import masked, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _MAX_PORT = 65_535
+_MAX_DIGITS = 20
 _MAX_WEIGHT = 65_535
 
 
@@ -33,9 +34,10 @@ class Backend:
     def __post_init__(self) -> None:
         """Raise ValueError, naming the field, for what can be no backend."""
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"a backend's name must be a text that is not empty, not {self.name!r}")
+            raise ValueError(f"a backend's name must be a text that is not empty, not {shown(self.name)}")
         if not isinstance(self.host, str) or not self.host:
-            raise ValueError(f"the host of backend {self.name} must be a text that is not empty, not {self.host!r}")
+            wanted = "must be a text that is not empty"
+            raise ValueError(f"the host of backend {self.name} {wanted}, not {shown(self.host)}")
         _check_integer(self.name, "port", self.port, 1, _MAX_PORT)
         _check_integer(self.name, "priority", self.priority, 0, _MAX_WEIGHT)
         _check_integer(self.name, "weight", self.weight, 0, _MAX_WEIGHT)
@@ -66,7 +68,8 @@ class Backend:
 
 def _check_integer(name: str, field: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"the {field} of backend {name} must be a whole number from {least} to {most}, not {value!r}")
+        wanted = f"must be a whole number from {least} to {most}"
+        raise ValueError(f"the {field} of backend {name} {wanted}, not {shown(value)}")
 
 
 def _split(text: str) -> tuple[str, int | None]:
@@ -90,8 +93,9 @@ def _split(text: str) -> tuple[str, int | None]:
 
 
 def _port(text: str, digits: str) -> int:
-    if not (digits.isascii() and digits.isdigit() and 1 <= int(digits) <= _MAX_PORT):
-        raise ValueError(f"{text!r} has no usable port; it must be a number from 1 to {_MAX_PORT}")
+    usable = digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS and 1 <= int(digits) <= _MAX_PORT
+    if not usable:
+        raise ValueError(f"{shown(text)} has no usable port; it must be a number from 1 to {_MAX_PORT}")
     return int(digits)
 
 

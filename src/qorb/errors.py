@@ -23,6 +23,7 @@ No error carries a secret: texts of foreign exceptions pass through `masked`.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from qorb.stats import Ledger
 
 _MAX_TEXT = 500
+_MAX_VALUE = 100
+_MAX_BITS = 128
 _MAX_CHAIN = 10
 _MAX_MEMBERS = 3
 
@@ -140,6 +143,17 @@ def masked(text: str) -> str:
     text = _URL_PASSWORD.sub(r"\1***\2", text)
     text = _NAMED_SECRET.sub(r"\1\2***", text)
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+def shown(value: object) -> str:
+    """Give the text of a value that is refused: short, and without secrets. Never raises an Exception."""
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:  # Python itself refuses to write out the longest ones
+        return f"{'-' if value < 0 else ''}10**{int(value.bit_length() * math.log10(2))} or so"
+    try:
+        text = masked(repr(value))
+    except Exception:  # noqa: BLE001 - a broken __repr__ is user code too
+        return f"something of the class {type(value).__name__}"
+    return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 1] + "…"
 
 
 def describe(error: BaseException) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields
 
-from qorb.errors import PolicyError
+from qorb.errors import PolicyError, shown
 
 _COUNTS = frozenset({"spares_wanted", "max_slots", "max_slots_per_backend", "max_waiters"})
 _POSITIVE = frozenset(
@@ -68,13 +69,24 @@ class Policy:
 
 
 def _check(name: str, value: object) -> None:
+    usable = _is_count(value) if name in _COUNTS else _is_duration(value)
+    if usable and not (value == 0 and name in _POSITIVE):
+        return
+    if name in _COUNTS:
+        wanted = f"a whole number from {1 if name in _POSITIVE else 0} to {sys.maxsize}"
+    else:
+        wanted = f"a number of seconds, {'more than 0' if name in _POSITIVE else '0 or more'} (math.inf: never)"
+    raise PolicyError(f"{name} must be {wanted}, not {shown(value)}", name)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= sys.maxsize
+
+
+def _is_duration(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise PolicyError(f"{name} must be a number, not {value!r}", name)
-    if math.isnan(value):
-        raise PolicyError(f"{name} must be a number, not NaN", name)
-    if name in _COUNTS and not isinstance(value, int):
-        raise PolicyError(f"{name} is a count and must be a whole number, not {value!r}", name)
-    if value < 0:
-        raise PolicyError(f"{name} must not be negative, but is {value!r}", name)
-    if value == 0 and name in _POSITIVE:
-        raise PolicyError(f"{name} must be more than 0", name)
+        return False
+    try:
+        return float(value) >= 0  # NaN is not
+    except OverflowError:
+        return False

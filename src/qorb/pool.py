@@ -5,7 +5,6 @@ What runs behind it is in _engine.py; what a claim does is in claim.py and _desk
 
 from __future__ import annotations
 
-import math
 import random
 import threading
 import warnings
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 from qorb._engine import Engine
 from qorb.claim import ClaimRequest, call_site
 from qorb.connector import Connector
-from qorb.errors import PoolError, PoolForkedError, PoolNotStartedError, PoolTerminatedError
+from qorb.errors import PoolError, PoolForkedError, PoolNotStartedError, PoolTerminatedError, shown
 from qorb.policy import Policy
 from qorb.resolver import Resolver
 from qorb.stats import Ledger, PoolState, PoolStats
@@ -261,5 +260,9 @@ def _kind(value: object) -> str:
 def _check_duration(what: str, seconds: float | None) -> None:
     if seconds is None:
         return
-    if not isinstance(seconds, int | float) or math.isnan(seconds) or seconds < 0:
-        raise ValueError(f"{what} must be a number of seconds, 0 or more, not {seconds!r}")
+    try:
+        usable = isinstance(seconds, int | float) and float(seconds) >= 0  # NaN is not
+    except OverflowError:
+        usable = False
+    if not usable:
+        raise ValueError(f"{what} must be a number of seconds, 0 or more (math.inf: for ever), not {shown(seconds)}")

@@ -16,7 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 from qorb.connector import Connector, Outcome, overrides
-from qorb.errors import ConnectError
+from qorb.errors import ConnectError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -269,13 +269,13 @@ def _checked_seconds(name: str, value: float | None, most: int) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds or None, not {value!r}")
-    if math.isnan(value) or value <= 0:
-        raise ValueError(f"{name} must be more than 0 seconds (None switches it off), not {value!r}")
+        raise TypeError(f"{name} must be a number of seconds or None, not {shown(value)}")
+    if not value > 0:  # NaN is not
+        raise ValueError(f"{name} must be more than 0 seconds (None switches it off), not {shown(value)}")
     if value == math.inf:
         return None
     if value > most:
-        raise ValueError(f"{name} must be at most {most} seconds (None switches it off), not {value!r}")
+        raise ValueError(f"{name} must be at most {most} seconds (None switches it off), not {shown(value)}")
     return float(value)
 
 
