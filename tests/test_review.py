@@ -399,7 +399,7 @@ def test_an_error_names_a_task_that_holds_several_connections_once_with_all_that
     assert "5.0 s, 4.0 s, 3.0 s by task 'orders.load', which holds 3 of them, claimed at " in text
     assert text.count("orders.load") == 1
     assert text.count("now in ") == 1
-    assert "; waiting: 1 ('patient')." in text
+    assert "; others still waiting: 1 ('patient')." in text  # and not the one that gave up
 
 
 async def wait_for_one(pool, timeout):

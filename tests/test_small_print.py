@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import qorb
-from qorb import Backend, Ledger, Policy, PolicyError, Pool, TerminationError, errors
+from qorb import AllClaimsUsedError, Backend, Ledger, Policy, PolicyError, Pool, TerminationError, errors
 from qorb.resolvers import ManualResolver
 from qorb.testing import FakeConnector, run
 from tests.phases import at_once
-from tests.pools import backends, opened
+from tests.pools import backends, hold, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -211,13 +211,35 @@ def test_a_pool_with_the_greatest_numbers_that_are_allowed_works():
         connector = FakeConnector()
         async with opened(backends(2), connector, **durations | counts) as watched:
             claims = await watched.claims(5)
-            await asyncio.sleep(1e9)
+            await asyncio.sleep(1e5)
             claims.pop().discard()
             connector.refuse("b0")
             connector.drop()
-            await asyncio.sleep(1e9)
+            await asyncio.sleep(1e5)
             assert watched.stats("b0").failures == 1
             for claim in claims:
                 claim.release()
 
     run(main)
+
+
+# Who waits.
+
+
+@pytest.mark.parametrize("others", [0, 1, 4])
+@pytest.mark.parametrize("timeout", [0, 1])
+def test_an_error_counts_the_others_that_still_wait_and_not_the_claim_that_gives_up(others, timeout):
+    async def main():
+        async with opened(ONE, spares_wanted=1, max_slots=1) as watched:
+            async with watched.pool.claim():
+                waiters = [asyncio.create_task(hold(watched.pool, 0), name=f"w{i}") for i in range(others)]
+                await asyncio.sleep(1)
+                with pytest.raises(AllClaimsUsedError) as caught:
+                    await watched.pool.claim(timeout=timeout)
+                assert watched.pool.stats().waiting == others
+            await asyncio.gather(*waiters)
+        return str(caught.value)
+
+    text = run(main)
+    assert text.count("waiting: ") == (others > 0)
+    assert f"; others still waiting: {others} ('w0'" in text or not others

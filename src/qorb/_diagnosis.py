@@ -103,7 +103,7 @@ def _all_used(engine: Engine[Any]) -> Diagnosis:
     if waiting:
         names = [_task_name(attempt) for _, attempt in zip(range(_WAITERS_LISTED), engine.desk.line, strict=False)]
         more = ", ..." if waiting > len(names) else ""
-        text += f"; waiting: {waiting} ({', '.join(names)}{more})"
+        text += f"; others still waiting: {waiting} ({', '.join(names)}{more})"
     return Diagnosis(AllClaimsUsedError, text, None, _held(engine))
 
 
