@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from tests.simulation.plan import Plan, draw
-from tests.simulation.play import CORPUS, Failure, play, shrink
+from tests.simulation.play import Failure, play, shrink
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,15 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _replay(plan: Plan, write: Path | None) -> int:
     try:
-        trace = play(plan)
+        run = play(plan)
     except Failure as failure:
         print(failure.trace)
         print(f"\n{failure}")
         if write is not None:
             write.write_text(shrink(plan).to_json() + "\n")
         return 1
-    print(trace)
-    print(f"seed {plan.seed}: well")
+    print(run.trace)
+    reached = sorted(run.situations)
+    print(f"seed {plan.seed}: well; it reached:" + "".join(f"\n- {name}" for name in reached))
     return 0
 
 
@@ -59,6 +60,3 @@ def _run(start: int, seeds: int, *, keep_going: bool) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-__all__ = ["CORPUS", "main"]

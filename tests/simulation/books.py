@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import weakref
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ from qorb import (
     QueueFullError,
 )
 from qorb._slot import CLAIMED
-from tests.simulation.laws import BrokenError, require
+from tests.simulation.laws import BrokenError, Law, require, upholding
 
 if TYPE_CHECKING:
     from qorb import Claim
     from qorb._engine import Engine
     from qorb.testing import FakeConnection
+    from tests.simulation.situations import Situations
 
 
 @dataclass(eq=False)
@@ -43,6 +45,8 @@ class Visit:
     """How long the loop had been blocked, and user code deaf, up to then."""
     connection: FakeConnection | None = None
     over: bool = False
+    raised: bool = False
+    """The body of the claim ended in an exception."""
     _finalizer: Any = field(default=None, repr=False)
 
 
@@ -59,10 +63,15 @@ class Books:
         self.holding: dict[int, Visit] = {}
         """By the number of the connection."""
         self.granted_count = 0
+        self.granted_to: Counter[str] = Counter()
+        """By the name of the backend; so are the next."""
+        self.unclean: Counter[str] = Counter()
+        """Claims that did not end well."""
         self.open_visits: dict[Visit, None] = {}
         self.leaked = 0
+        self.situations: Situations | None = None
         self.dirty: set[int] = set()
-        """Connections whose last claim did not end well, and whose connector does not clean them."""
+        """Connections of which a claim did not end well; no connector of the simulation cleans them."""
         self.set_changed_at = -math.inf
         self.policy: dict[str, float] = {}
         self.checks_closed = False
@@ -75,6 +84,9 @@ class Books:
         self._serial += 1
         visit = Visit(self._serial, client, timeout, self._loop.time(), self.turn, waiting, counted, self.lateness)
         self.open_visits[visit] = None
+        if self.situations is not None and waiting:
+            own = any(other.client == client for other in self.holding.values())
+            self.situations.see("a client that holds a connection waits for another", own)
         self._note(f"{client}: claim {visit.number}, timeout {timeout:g}, {waiting} waiting")
         return visit
 
@@ -83,19 +95,26 @@ class Books:
         now = self._loop.time()
         self.granted_count += 1
         self._note(f"{visit.client}: claim {visit.number} got connection {connection.id} to {connection.backend}")
-        require(not visit.over and visit.connection is None, f"claim {visit.number} was served twice")
+        require(not visit.over and visit.connection is None, f"claim {visit.number} was served twice", Law.ONCE)
         other = self.holding.get(connection.id)
         if other is not None:
-            raise BrokenError(f"claims {other.number} and {visit.number} both have connection {connection.id}")
+            raise BrokenError(f"claims {other.number} and {visit.number} have connection {connection.id}", Law.OWNER)
         if visit.waiting and visit.turn == self.turn:
-            raise BrokenError(f"claim {visit.number} was served at once, although {visit.waiting} were waiting")
+            text = f"claim {visit.number} was served at once, although {visit.waiting} were waiting"
+            raise BrokenError(text, Law.LINE)
         late = now - visit.began - visit.timeout
         if visit.timeout > 0 and late > 1e-9 + self.lateness - visit.lateness:
-            raise BrokenError(f"claim {visit.number} was served {late:.6f} s after its deadline")
+            raise BrokenError(f"claim {visit.number} was served {late:.6f} s after its deadline", Law.DEADLINE)
         dropped_at = self.dropped_at.get(connection.id, math.inf)
         if self.checks_closed and not self.prepares and dropped_at < now and self.blocked_at < dropped_at:
-            raise BrokenError(f"claim {visit.number} got a connection that was closed at {dropped_at:.6f}")
-        require(connection.id not in self.dirty, f"claim {visit.number} got connection {connection.id}, which is dirty")
+            text = f"claim {visit.number} got a connection that was closed at {dropped_at:.6f}"
+            raise BrokenError(text, Law.FITNESS)
+        if connection.id in self.dirty:
+            raise BrokenError(f"claim {visit.number} got connection {connection.id}, which is dirty", Law.FITNESS)
+        self.granted_to[connection.backend.name] += 1
+        if self.situations is not None:
+            self.situations.served(visit, connection.backend, now)
+            self.situations.see("a claim is made inside the connector", visit.client == "connector")
         visit.connection = connection
         self.holding[connection.id] = visit
 
@@ -107,6 +126,8 @@ class Books:
     def _dropped(self, visit: Visit) -> None:
         if not visit.over:
             self.leaked += 1
+            if self.situations is not None:
+                self.situations.see("a claim is dropped without release")
             self.gave_back(visit, clean=False)
 
     def gave_back(self, visit: Visit, *, clean: bool) -> None:
@@ -118,6 +139,9 @@ class Books:
         if visit.connection is not None:
             self._note(f"{visit.client}: claim {visit.number} gives back {visit.connection.id}, clean: {clean}")
             self.holding.pop(visit.connection.id, None)
+            if not clean:
+                self.dirty.add(visit.connection.id)
+                self.unclean[visit.connection.backend.name] += 1
 
     def gave_up(self, visit: Visit, error: BaseException, engine: Engine[Any], *, wrapped: float, asked: bool) -> None:
         """Note that a claim was not served, and check that it may end like that."""
@@ -125,22 +149,30 @@ class Books:
         visit.over = True
         self.open_visits.pop(visit, None)
         self._note(f"{visit.client}: claim {visit.number} failed: {type(error).__name__}")
-        require("canary" not in f"{error} {error!r} {error.__cause__!r}", lambda: f"a secret in {error!r}")
+        words = f"{error} {error!r} {error.__cause__!r}"
+        require("canary" not in words, lambda: f"a secret in {error!r}", Law.SECRETS)
         spent, slack = now - visit.began, self.lateness - visit.lateness
         if isinstance(error, ClaimTimeoutError):
             self._check_deadline(visit, error, engine, spent, slack)
         elif isinstance(error, QueueFullError):
             full = visit.counted >= self.policy["max_waiters"] or wrapped < math.inf  # then it began a turn later
-            require(full, lambda: f"claim {visit.number}: {error}, although only {visit.waiting} were waiting")
+            text = f"claim {visit.number}: {error}, although only {visit.waiting} were waiting"
+            require(full, text, Law.ONCE)
+            if self.situations is not None:
+                self.situations.see("the line is full")
         elif isinstance(error, PoolTerminatedError):
-            require(engine.state is not PoolState.RUNNING, f"claim {visit.number}: {error}, although the pool runs")
+            ends = engine.state is not PoolState.RUNNING
+            require(ends, f"claim {visit.number}: {error}, although the pool runs", Law.ONCE)
         elif isinstance(error, TimeoutError):
-            require(wrapped <= spent + 1e-9, f"claim {visit.number}: TimeoutError after {spent}, wanted {wrapped}")
+            text = f"claim {visit.number}: TimeoutError after {spent}, wanted {wrapped}"
+            require(wrapped <= spent + 1e-9, text, Law.CANCELLATION)
         elif isinstance(error, asyncio.CancelledError):
-            require(asked or wrapped < math.inf, f"claim {visit.number} was cancelled, and nobody had asked for it")
+            text = f"claim {visit.number} was cancelled, and nobody had asked for it"
+            require(asked or wrapped < math.inf, text, Law.CANCELLATION)
         else:
-            raise BrokenError(f"claim {visit.number} ended in {error!r}") from error
+            raise BrokenError(f"claim {visit.number} ended in {error!r}", Law.ONCE) from error
 
+    @upholding(Law.DEADLINE)
     def _check_deadline(
         self, visit: Visit, error: ClaimTimeoutError, engine: Engine[Any], spent: float, slack: float
     ) -> None:
@@ -160,4 +192,6 @@ class Books:
             connection = visit.connection
             slot = engine.connections.get(id(connection))
             if slot is None or slot.state is not CLAIMED or slot.connection is not connection:
-                raise BrokenError(f"claim {visit.number} holds {connection}, but its slot is {slot and slot.state}")
+                raise BrokenError(
+                    f"claim {visit.number} holds {connection}, its slot is {slot and slot.state}", Law.OWNER
+                )

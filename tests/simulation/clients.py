@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qorb import ClaimReleasedError, ConnectError, Outcome
 from qorb.testing import FakeConnection
-from tests.simulation.laws import in_line, require
+from tests.simulation.laws import BrokenError, Law, in_line, require
 
 if TYPE_CHECKING:
     from qorb import Claim
@@ -48,10 +48,12 @@ class Client:
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._world.clients[self.name]
         if self.cancels and not self.lenient and not task.cancelled():
-            self._world.broken(f"{self.name} was cancelled {self.cancels} times and ended otherwise")
+            text = f"{self.name} was cancelled {self.cancels} times and ended otherwise"
+            self._world.broken(text, Law.CANCELLATION)
         elif task.cancelled():
             if not self.cancels and not self.lenient:
-                self._world.broken(f"{self.name} ended in CancelledError, although nobody had cancelled it")
+                text = f"{self.name} ended in CancelledError, although nobody had cancelled it"
+                self._world.broken(text, Law.CANCELLATION)
         elif task.exception() is not None:
             self._world.broken(task.exception())
 
@@ -61,7 +63,7 @@ class Client:
             if claim["pause"]:
                 await asyncio.sleep(claim["pause"])
 
-    async def _claim(self, claim: dict[str, Any]) -> None:
+    async def _claim(self, claim: dict[str, Any]) -> None:  # noqa: C901, PLR0912 - one end after another
         world, wrap = self._world, claim.get("wrap")
         engine = world.engine
         given = math.inf if claim["timeout"] == "inf" else claim["timeout"]
@@ -80,7 +82,10 @@ class Client:
             else:
                 await self._use(visit, claim, arguments, wrap)
         except BodyError:
-            require(visit.over or claim["end"] == "careless", "the body's exception came from somewhere else")
+            ours = visit.over or claim["end"] == "careless"
+            require(ours, "the body's exception came from somewhere else", Law.CANCELLATION)
+        except BrokenError:
+            raise
         except BaseException as error:
             if not visit.over:
                 if visit.connection is None:
@@ -89,13 +94,15 @@ class Client:
                     )
                 else:  # it was given to asyncio.wait_for(), which lost it, or nobody saw to its release
                     careless = wrap == "wait_for" or claim["end"] in ("careless", "forget")
-                    require(careless, f"{self.name} lost its connection by {error!r}")
+                    require(careless, f"{self.name} lost its connection by {error!r}", Law.HELD)
             elif isinstance(error, TimeoutError) and wrap:
                 return
             elif not isinstance(error, asyncio.CancelledError):
                 raise
             if isinstance(error, asyncio.CancelledError):
                 raise
+        else:
+            require(not visit.raised, f"what {self.name} raised in the body was swallowed", Law.CANCELLATION)
         finally:
             self._limits -= wrap is not None
 
@@ -123,7 +130,7 @@ class Client:
         held: Claim[FakeConnection] = await request
         self._world.books.watch(visit, held)
         self._world.books.granted(visit, held.connection)
-        require(held.backend == held.connection.backend, "the claim names another backend")
+        require(held.backend == held.connection.backend, "the claim names another backend", Law.FITNESS)
         return held
 
     async def _in_body(self, visit: Visit, claim: dict[str, Any], connection: FakeConnection) -> None:
@@ -135,6 +142,9 @@ class Client:
             if claim["end"] == "cancel itself":
                 raise asyncio.CancelledError
             clean = True
+        except BaseException:
+            visit.raised = True
+            raise
         finally:
             self._world.books.gave_back(visit, clean=clean)
 
@@ -170,6 +180,8 @@ class Client:
             held.discard()
         elif end == "raise":
             held.release(Outcome.ERROR)
+        elif end == "cancel itself":
+            held.release(Outcome.CANCELLED)
         else:
             held.release()
         if end == "twice":
@@ -180,4 +192,4 @@ class Client:
             _ = held.connection
         except ClaimReleasedError:
             return
-        self._world.broken("a released claim still gives its connection")
+        self._world.broken("a released claim still gives its connection", Law.OWNER)

@@ -7,7 +7,10 @@ served has been, whatever is due has a timer, and the planner has nothing left t
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import enum
+import functools
+from collections import Counter
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from qorb import PoolState
 from qorb._core.planner import grow
@@ -23,9 +26,15 @@ if TYPE_CHECKING:
     from qorb._desk import Attempt
     from qorb._engine import Engine
     from qorb._slot_set import SlotSet
+    from qorb.stats import PoolStats
     from qorb.testing import FakeConnection
     from tests.simulation.books import Books
     from tests.simulation.service import Service
+    from tests.simulation.situations import Situations
+    from tests.simulation.witness import Witness
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FAR = 1e8
 """Seconds: a timer that is further away than this need not exist."""
@@ -34,14 +43,75 @@ OFTEN, SELDOM = 800, 8
 """So many times in the beginning everything is checked; what takes long is checked every so many times afterwards."""
 
 
+class Law(enum.Enum):
+    """What must be true of a pool, whatever happens to it. Every check is made in the name of one of these."""
+
+    TALLY = "what the pool counts is what a recount of its slots gives"
+    CONNECTIONS = "the connections that are open are those that the slots have, and no others"
+    LIMITS = "there are never more slots, connections or attempts than the policy allows, those that end included"
+    OWNER = "a connection has one owner: one slot, and one claim at the most"
+    LINE = "whoever came first is served first, and whoever stands in line is still waiting"
+    WAITING = "nobody waits while a connection that he may have is idle"
+    HELD = "a slot is claimed as long as somebody has its connection, and no longer"
+    ONCE = "a claim ends once: served, failed or cancelled; one that was served ends once again"
+    DEADLINE = "a claim that is not served ends at its deadline, neither earlier nor later, and says why"
+    CANCELLATION = "a cancellation reaches whoever was cancelled, and nobody else; so does an exception of a body"
+    FITNESS = "nobody gets a connection that was left dirty, is closed, or goes to another place than it says"
+    CALLS = "the calls for a slot never overlap, and none is made on a connection that is closed already"
+    PACE = "a backend that fails is left alone as long as the policy says"
+    BACKENDS = "the backends are those that were published last"
+    RANKING = "the ranking has every backend that may serve, in its right place"
+    PLAN = "there are as many slots as the policy wants, and nobody is without one who could have it"
+    PROGRESS = "everything waits for something that is sure to come; what is healed serves again, up to full capacity"
+    QUIET = "a pool that is left alone leaves its connections alone, and takes few turns of the loop"
+    LEDGER = "the ledger has the tasks and timers that there are"
+    STATS = "the statistics say what can be seen from outside"
+    STORY = "the events tell what happened, all of it, once, in order"
+    END = "at the end nothing is left, nothing is called any more, and it comes in time"
+    SECRETS = "no password appears anywhere"
+    LOG = "nothing is reported as an error or a warning that the plan has not provoked"
+
+
 class BrokenError(AssertionError):
     """A law was broken."""
 
+    def __init__(self, text: str, law: Law | None = None) -> None:
+        super().__init__(text)
+        self.law = law
 
-def require(truth: object, text: Callable[[], str] | str) -> None:
+
+def require(truth: object, text: Callable[[], str] | str, law: Law | None = None) -> None:
     """Raise BrokenError unless it is true."""
     if not truth:
-        raise BrokenError(text if isinstance(text, str) else text())
+        raise BrokenError(text if isinstance(text, str) else text(), law)
+
+
+class upholding:  # noqa: N801 - reads as what it does: with upholding(Law.PACE)
+    """In the name of which law something is checked that does not say so itself: around a block or a function."""
+
+    def __init__(self, law: Law) -> None:
+        self._law = law
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Name the law that was broken."""
+        if error is not None and getattr(error, "law", None) is None:
+            error.law = self._law  # type: ignore[attr-defined]
+
+    def __call__(self, check: Callable[P, T]) -> Callable[P, T]:
+        """Decorate a function. Written out: this is called ten times in every turn of every run."""
+
+        @functools.wraps(check)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return check(*args, **kwargs)
+            except BaseException as error:
+                self.__exit__(None, error, None)
+                raise
+
+        return checked
 
 
 class Laws:
@@ -53,6 +123,7 @@ class Laws:
         service: Service,
         books: Books,
         published: Callable[[], dict[str, Backend]],
+        situations: Situations,
     ) -> None:
         self._engine = engine
         self._service = service
@@ -61,13 +132,18 @@ class Laws:
         self._line: list[Attempt] = []
         self._rests = 0
         self._published = published
+        self.witness: Witness | None = None
+        self.situations = situations
         self.detaches = False
         """The pool is ended so that claims which are out keep their connections."""
+        self._detached: set[int] = set()
+        """The connections of those."""
 
     def after_turn(self) -> None:
         """Check what must be true after every turn of the loop."""
         self._tally()
         self._order()
+        self.situations.after_turn()
         ready: Any = self._loop._ready  # type: ignore[attr-defined]
         if not ready and self._engine.state is not PoolState.TERMINATED and not self._due():
             self.at_rest()
@@ -79,6 +155,7 @@ class Laws:
 
     # The books.
 
+    @upholding(Law.TALLY)
     def _tally(self) -> None:
         engine, policy = self._engine, self._engine.policy
         total = claimed_here = online = 0
@@ -109,13 +186,13 @@ class Laws:
             total += len(slots.slots)
             claimed_here += 0 if slots.leaving else claimed
             if len(slots.slots) > policy.max_slots_per_backend:
-                raise BrokenError(f"{name} has {len(slots.slots)} slots: {there}")
+                raise BrokenError(f"{name} has {len(slots.slots)} slots: {there}", Law.LIMITS)
         told = engine.slots, engine.desk.claimed, engine._online
         there = total, claimed_here, online
         if told != there:
             raise BrokenError(f"slots, claimed ones and backends online are told as {told}, but there are {there}")
         if total > policy.max_slots:
-            raise BrokenError(f"{total} slots")
+            raise BrokenError(f"{total} slots", Law.LIMITS)
         self._connections(expected)
 
     def _check_slot(self, slots: SlotSet[FakeConnection], slot: Slot[FakeConnection]) -> None:
@@ -123,35 +200,45 @@ class Laws:
         if slot.detached:
             return
         if (connection is None) is not (state is CONNECTING or state is TERMINATED):
-            raise BrokenError(f"{slot.name} is {state} with connection {connection}")
+            raise BrokenError(f"{slot.name} is {state} with connection {connection}", Law.OWNER)
         if slot.owner is not slots:
-            raise BrokenError(f"{slot.name} belongs to another set")
+            raise BrokenError(f"{slot.name} belongs to another set", Law.OWNER)
         if connection is not None:
             if self._engine.connections.get(id(connection)) is not slot:
-                raise BrokenError(f"{slot.name}: connection {connection.id} belongs to somebody else")
+                raise BrokenError(f"{slot.name}: connection {connection.id} belongs to somebody else", Law.OWNER)
             if slot.ready is None or slot.ready.result() is not connection:
-                raise BrokenError(f"{slot.name}: its future bears another connection")
+                raise BrokenError(f"{slot.name}: its future bears another connection", Law.OWNER)
             if slot.backend.name != connection.backend.name or slot.backend != connection.backend:
-                raise BrokenError(f"{slot.name}: {connection} is to another backend than {slot.backend!r}")
+                raise BrokenError(f"{slot.name}: {connection} is not to {slot.backend!r}", Law.FITNESS)
         if (state is UNCLAIMED) is not (slot in slots.idle):
-            raise BrokenError(f"{slot.name} is {state}; among the idle ones: {slot in slots.idle}")
+            raise BrokenError(f"{slot.name} is {state}; among the idle ones: {slot in slots.idle}", Law.OWNER)
 
+    @upholding(Law.CONNECTIONS)
     def _connections(self, expected: set[int]) -> None:
         service, engine = self._service, self._engine
         open_ones = set(service._unclosed)
-        detached = set(self._books.holding) if self.detaches and engine.state is not PoolState.RUNNING else set()
-        if open_ones - detached != expected - detached:
+        if self.detaches and engine.state is not PoolState.RUNNING:
+            self._detached.update(self._books.holding)
+        if open_ones - self._detached != expected - self._detached:
             raise BrokenError(f"open are {sorted(open_ones)}, the slots have {sorted(expected)}")
         if service.peak > engine.policy.max_slots:
-            raise BrokenError(f"{service.peak} connections were open at a time")
+            raise BrokenError(f"{service.peak} connections were open at a time", Law.LIMITS)
         for name, peak in service.peak_of_backend.items():
             if peak > engine.policy.max_slots_per_backend:
-                raise BrokenError(f"{peak} connections to {name} were open at a time")
+                raise BrokenError(f"{peak} connections to {name} were open at a time", Law.LIMITS)
+            attempts = service.peak_in_flight("connect", name)
+            if attempts > MAX_IN_FLIGHT:
+                raise BrokenError(f"{attempts} attempts to reach {name} were in flight at a time", Law.LIMITS)
         if engine.state is PoolState.RUNNING:
             self._books.check_held(engine)
+        callers = [call.task for call in service.in_flight if call.operation != "on_acquire"]
+        slots = [task for task in callers if " slot " in task]
+        if len(set(slots)) < len(slots):
+            raise BrokenError(f"calls overlap: {sorted(slots)}", Law.CALLS)
 
     # The line: strictly first come, first served.
 
+    @upholding(Law.LINE)
     def _order(self) -> None:
         engine, desk = self._engine, self._engine.desk
         if not self._line and not desk.line.waiting:
@@ -176,16 +263,20 @@ class Laws:
         self._nobody_is_lost()
         if engine.state is PoolState.RUNNING:
             self._nobody_waits_in_vain()
+            self.situations.at_rest()
             if self._rests < OFTEN or self._rests % SELDOM == 0:
                 self._backends_are_those_published()
                 for slots in engine.sets.values():
                     self._something_will_happen(slots)
                 self._nothing_is_left_to_plan()
                 self._ranking()
+            if self.witness is not None:
+                self.witness.at_rest(engine, self._service, self._books)
         if self._rests % SELDOM == 0:
             self._ledger()
             self._stats()
 
+    @upholding(Law.HELD)
     def _nobody_is_lost(self) -> None:
         engine = self._engine
         claimed = {
@@ -203,18 +294,22 @@ class Laws:
                 claimed <= held | acquiring, lambda: f"claimed are {claimed}; held {held}, in on_acquire {acquiring}"
             )
 
+    @upholding(Law.WAITING)
     def _nobody_waits_in_vain(self) -> None:
         engine, desk, now = self._engine, self._engine.desk, self._loop.time()
         waiting = in_line(engine)
-        require(len(waiting) == desk.line.waiting, "someone who was cancelled still stands in line")
+        require(len(waiting) == desk.line.waiting, "someone who was cancelled still stands in line", Law.LINE)
         if not waiting:
             return
         for attempt in waiting:
-            require(attempt.deadline > now, lambda a=attempt: f"claim {a.id} still waits at {now}, due at {a.deadline}")
+            due = attempt.deadline
+            require(due > now, lambda a=attempt: f"claim {a.id} waits at {now}, due at {a.deadline}", Law.DEADLINE)
         deadline = min(attempt.deadline for attempt in waiting)
         if deadline - now < FAR:
             armed = desk._deadline_timer is not None and desk._deadline_armed_for <= deadline
-            require(armed, lambda: f"no timer for the deadline at {deadline}")
+            require(armed, lambda: f"no timer for the deadline at {deadline}", Law.DEADLINE)
+            timers = [one for one in engine.timers.alive if one._callback == desk._deadline_due]
+            require(timers == [desk._deadline_timer], lambda: f"timers for deadlines: {timers}", Law.DEADLINE)
         for group in _classes(engine):
             for slots in group:
                 require(
@@ -224,6 +319,7 @@ class Laws:
             if any(slots.untried and slots.connecting for slots in group):
                 return
 
+    @upholding(Law.BACKENDS)
     def _backends_are_those_published(self) -> None:
         engine, known = self._engine, self._published()
         require(engine.backends == known, lambda: f"the pool knows {engine.backends}, published was {known}")
@@ -234,6 +330,7 @@ class Laws:
                 require(slots.leaving and slots.slots, f"{name} should be gone")
         require(all(name in engine.sets for name in known), "a backend is missing")
 
+    @upholding(Law.PROGRESS)
     def _something_will_happen(self, slots: SlotSet[FakeConnection]) -> None:  # noqa: C901 - one case after another
         """No slot is forgotten: each waits for something that is sure to come."""
         now, name = self._loop.time(), slots.backend.name
@@ -262,13 +359,13 @@ class Laws:
                 require(moment > now, f"{name}: nothing keeps it from connecting")
                 armed = slots._backoff_timer is not None or moment - now > FAR
                 require(armed, f"{name} will never be tried again")
-        require(slots.attempting <= MAX_IN_FLIGHT, f"{name}: {slots.attempting} attempts in flight")
         stale = [slot for slot in slots.idle if slot.stale]
         if stale and not slots.leaving:
             under_way = slots._converting
             busy = under_way is not None and under_way.state in (CONNECTING, TERMINATED) and under_way in slots.slots
             require(busy, f"{name}: {len(stale)} idle connections to an old address, and nobody converts them")
 
+    @upholding(Law.PLAN)
     def _nothing_is_left_to_plan(self) -> None:
         """Nobody is without a slot who could have one, and there are as many slots as the policy wants.
 
@@ -295,6 +392,7 @@ class Laws:
 
     # Ranking.
 
+    @upholding(Law.RANKING)
     def _ranking(self) -> None:
         engine = self._engine
         ranking = engine.desk.ranking
@@ -343,6 +441,7 @@ class Laws:
 
     # What the pool says about itself.
 
+    @upholding(Law.LEDGER)
     def _ledger(self) -> None:
         engine = self._engine
         named = {task for task in asyncio.all_tasks(self._loop) if task.get_name().startswith(f"qorb {engine.name} ")}
@@ -360,19 +459,51 @@ class Laws:
         require(ledger.timers == len(scheduled), "the ledger counts other timers")
         require(len(ledger.tasks) == len(named) + len(engine.desk.acquiring), "the ledger counts other tasks")
 
+    @upholding(Law.STATS)
     def _stats(self) -> None:
-        engine, service = self._engine, self._service
-        stats = engine.stats()
-        require(
-            stats.claims == self._books.granted_count, lambda: f"{stats.claims=}, granted {self._books.granted_count}"
-        )
+        engine = self._engine
+        books, stats = self._books, engine.stats()
+        require(stats.claims == books.granted_count, lambda: f"{stats.claims=}, granted {books.granted_count}")
+        require(stats.state is engine.state, lambda: f"{stats.state=}")
+        waiting = len(in_line(engine))
+        require(stats.waiting == waiting, lambda: f"{stats.waiting=}, but {waiting} wait")
         require(list(stats.backends) == sorted(engine.sets), "the backends are not sorted")
         for one in stats.backends.values():
             for text in (one.last_error, repr(one)):
-                require(text is None or "canary" not in text, f"a secret in the stats: {text}")
-        calls = [call.task for call in service.in_flight if call.operation != "on_acquire"]
-        slot_calls = [task for task in calls if " slot " in task]
-        require(len(set(slot_calls)) == len(slot_calls), lambda: f"calls overlap: {sorted(slot_calls)}")
+                law = Law.SECRETS
+                require(text is None or "canary" not in text, f"a secret in the stats: {text}", law)
+        if engine.state is PoolState.RUNNING:
+            self._numbers(stats)
+
+    def _numbers(self, stats: PoolStats) -> None:
+        """Compare the numbers of each backend with what its server and the clients see."""
+        engine, service, books = self._engine, self._service, self._books
+        acquiring = {slot.connection.id for slot in engine.desk.acquiring.values() if slot.connection is not None}
+        in_hand = set(books.holding) | acquiring
+        kept = {slot.connection.id for slot in engine.connections.values() if slot.connection is not None}
+        seen: Counter[tuple[str, str]] = Counter()
+        for number, connection in service._unclosed.items():
+            use = service._uses.get(number)
+            if number in in_hand:
+                seen[connection.backend.name, "claimed"] += 1
+            elif use is None:
+                seen[connection.backend.name, "unclaimed"] += 1
+            elif use in ("validate", "on_recycle") and number in kept:
+                seen[connection.backend.name, "checking"] += 1
+        for name, one in stats.backends.items():
+            told = one.unclaimed_slots, one.checking_slots, one.claimed_slots
+            there = tuple(seen[name, what] for what in ("unclaimed", "checking", "claimed"))
+            require(told == there, lambda name=name, told=told, there=there: f"{name}: told {told}, seen {there}")
+            require(one.online is any(there), f"{name}: online is {one.online}")
+            connecting = sum(slot.state is CONNECTING for slot in engine.sets[name].slots)
+            require(one.connecting_slots == connecting, f"{name}: {one.connecting_slots} connect, not {connecting}")
+            require(one.total_claims <= books.granted_to[name], f"{name}: {one.total_claims=}")
+            # A connector that leaves recycling to the pool cannot be seen to refuse what came back unclean.
+            failed = service.failed[name] + books.unclean[name]
+            require(one.failures <= failed, f"{name}: {one.failures=}, seen {failed}")
+            told_of = one.last_error is not None
+            require(failed or not told_of, f"{name}: {one.last_error=}, and nothing failed")
+            require(told_of or not service.pace.failing(name), f"{name}: no last error, and it fails")
 
 
 def in_line(engine: Engine[FakeConnection]) -> list[Attempt]:

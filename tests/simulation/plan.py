@@ -326,4 +326,7 @@ class _Draw:
             "callers": rng.choice([1, 1, 2, 5]),
             "cancelled": rng.choice([0, 0, 1, 2]),
             "timeout": rng.choice([None, None, 0, 0.01 * unit, unit]),
+            "early": rng.random() < 0.3,
+            "vanishing": rng.random() < 0.3,
+            "waiting": rng.choice([0, 0, 0, 1, 5]),
         }

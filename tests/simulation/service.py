@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from qorb import Backend, Connector, Outcome, PoolTerminatedError, Resolver
 from qorb.testing import FakeConnection, FakeConnector, block
-from tests.simulation.laws import BrokenError
+from tests.simulation.laws import BrokenError, Law
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from qorb.testing._connection import Call
     from tests.simulation.plan import Plan
 
 OFFLINE_CAP = 5.0
-"""Seconds: the longest pause while nothing in the pool is online (behaviour.md, section 1)."""
-MAX_IN_FLIGHT = 8
+"""Seconds: the longest pause while nothing in the pool is online."""
 
 
 class Odd(BaseException):
@@ -62,7 +62,7 @@ class _Pace:
 class Pace:
     """The law of backoff, told from outside: how soon a backend may be tried again after failures.
 
-    It never asks for more than behaviour.md does: what it cannot see it takes for a reason to try at once.
+    It never asks for more than is promised: what it cannot see it takes for a reason to try at once.
     """
 
     def __init__(self, policy: dict[str, float]) -> None:
@@ -86,9 +86,14 @@ class Pace:
         if now < pace.not_before - 1e-9:
             raise BrokenError(
                 f"an attempt to reach {backend.name} at {now:.6f}, after {pace.failed_rounds} failed rounds; "
-                f"not allowed before {pace.not_before:.6f}"
+                f"not allowed before {pace.not_before:.6f}",
+                Law.PACE,
             )
         return pace, pace.round
+
+    def failing(self, name: str) -> bool:
+        """Say whether the last round of attempts to reach that backend failed."""
+        return name in self._of and self._of[name].failed_rounds > 0
 
     def succeeded(self, pace: _Pace) -> None:
         pace.round += 1
@@ -111,7 +116,14 @@ class Service(FakeConnector):
         super().__init__(latency=plan.latency)
         self.pace = Pace(plan.policy)
         self.dropped_at: dict[int, float] = {}
-        self.by_task: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        """Calls that ended in an exception or gave nonsense, by backend."""
+        self.refused = 0
+        """Calls of on_acquire that raised, and were not cancelled."""
+        self.dirty: set[int] = set()
+        """Connections that were left in disorder by whoever had them; the books say which."""
+        self.excused = False
+        """abort() may be called a second time: it raises, which leaves open whether it has worked."""
         self._report = report
         self._known: set[int] = set()
 
@@ -136,10 +148,27 @@ class Service(FakeConnector):
             raise
         if connection is None or connection.id in self._known:
             self.pace.failed(pace, began_in, loop.time())
+            self.failed[backend.name] += 1
         else:
             self._known.add(connection.id)
             self.pace.succeeded(pace)
         return connection
+
+    async def on_recycle(self, connection: FakeConnection, outcome: Outcome) -> None:
+        if outcome is Outcome.CLEAN and connection.id in self.dirty:
+            self._report(BrokenError(f"connection {connection.id} is dirty and recycled as clean", Law.FITNESS))
+        await super().on_recycle(connection, outcome)
+
+    def abort(self, connection: FakeConnection) -> None:
+        if connection.id not in self._unclosed and not self.excused:
+            self._report(BrokenError(f"connection {connection.id} is aborted and was closed already", Law.CALLS))
+        super().abort(connection)
+
+    def _land(self, call: Call) -> None:
+        super()._land(call)
+        if call.raised is not None:
+            self.failed[call.backend.name] += 1
+            self.refused += call.operation == "on_acquire" and not issubclass(call.raised, asyncio.CancelledError)
 
 
 class Manners:
@@ -167,6 +196,7 @@ class _Front(Connector[FakeConnection]):
         return await self.service.connect(backend)
 
     def abort(self, connection: FakeConnection) -> None:
+        self.service.excused = self.service.excused or "abort" in self.manners.of
         self.service.abort(connection)
         self.manners.mind("abort")
 
@@ -222,6 +252,9 @@ class UnrulyResolver(Resolver):
         self._backends = tuple(backends)
         self.known: dict[str, Backend] = {}
         """The last sensible set that was published."""
+        self.forbidden = False
+        """The pool has ended: nothing may be asked of it any more."""
+        self.asked_too_late = False
         self._publish: Callable[[Any], None] | None = None
         self._over: asyncio.Future[None] | None = None
 
@@ -254,6 +287,7 @@ class UnrulyResolver(Resolver):
                 self._over.set_exception(failure)
 
     async def watch(self, publish: Callable[[Iterable[Backend]], None]) -> None:
+        self.asked_too_late = self.asked_too_late or self.forbidden
         self._publish = publish
         self._over = asyncio.get_running_loop().create_future()
         try:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from qorb import (
     Backend,
-    ClaimRevokedError,
     ClaimTimeoutError,
     Policy,
     Pool,
@@ -28,8 +27,9 @@ from qorb.resolvers import ManualResolver
 from qorb.testing import assert_nothing_left, block, run, settle
 from tests.simulation.books import Books
 from tests.simulation.clients import Client
-from tests.simulation.laws import FAR, BrokenError, Laws, in_line, require
+from tests.simulation.laws import BrokenError, Law, Laws, in_line, require, upholding
 from tests.simulation.service import Manners, Service, UnrulyResolver, error, front, nonsense
+from tests.simulation.situations import Situations
 from tests.simulation.witness import Witness
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 TURNS = 4_000
 """So many turns of the loop before the finale at the most; what then is left of the plan is not played."""
 TURNS_AT_ONE_MOMENT = 2_000
+PATIENCE = 100_000
+"""Turns of the loop without any for the plan: then something never ends."""
 NAME = "sim"
 
 
@@ -72,6 +74,7 @@ class World:
         self.pool: Pool[FakeConnection]
         self.engine: Engine[FakeConnection]
         self.loop: asyncio.AbstractEventLoop
+        self.situations: Situations
         self.laws: Laws | None = None
 
     # Reporting.
@@ -80,10 +83,10 @@ class World:
         """Add a line to the trace."""
         self.trace.append((self.loop.time(), text))
 
-    def broken(self, what: BaseException | str | None) -> None:
+    def broken(self, what: BaseException | str | None, law: Law | None = None) -> None:
         """Note that a law was broken, where raising would not be heard; the run ends at the end of the turn."""
         if self._broken is None:
-            self._broken = BrokenError(what) if isinstance(what, str) else what
+            self._broken = BrokenError(what, law) if isinstance(what, str) else what
 
     def told(self) -> str:
         """Write the trace down: what was done, and what the connector was asked for."""
@@ -114,7 +117,7 @@ class World:
                 warnings.simplefilter("always")
                 warnings.showwarning = self._warned
                 try:
-                    run(self._main, seed=self.plan.order)
+                    run(self._main, seed=self.plan.order, patience=PATIENCE)
                 finally:
                     self._bury()
                 self._check_reports()
@@ -144,6 +147,7 @@ class World:
         self.service = Service(plan, self.broken)
         self.books = Books(loop, self.note)
         self.books.policy = plan.policy
+        self.service.dirty = self.books.dirty
         self.books.dropped_at = self.service.dropped_at
         self.books.checks_closed = "is_closed" in plan.overridden
         self.books.prepares = "on_acquire" in plan.overridden
@@ -164,7 +168,9 @@ class World:
         self._set_of_backends(backends, begins=True)
         await self.pool.start()
         self.engine = self.pool._engine
-        self.laws = Laws(self.engine, self.service, self.books, self._published)
+        self.situations = self.books.situations = Situations(self.engine)
+        self.laws = Laws(self.engine, self.service, self.books, self._published, self.situations)
+        self.laws.witness = self.witness
         with self._watched():
             await self._wait(["turn"])
             self._pushed = {backend.name: backend for backend in backends}
@@ -172,8 +178,10 @@ class World:
                 if self.turns > TURNS:
                     break
                 await self._take(step)
-            await self._finale()
-            await self._end()
+            if not plan.ending.get("early"):
+                await self._finale()
+            with upholding(Law.END):
+                await self._end()
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
@@ -209,13 +217,14 @@ class World:
         now = self.loop.time()
         if now > self._moment:
             self._moment, self._turns_then = now, self.turns
-        require(self.turns - self._turns_then < TURNS_AT_ONE_MOMENT, f"an endless loop at {now:.6f}")
+        require(self.turns - self._turns_then < TURNS_AT_ONE_MOMENT, f"an endless loop at {now:.6f}", Law.QUIET)
 
     def _cancel_those_served(self) -> None:
         """Cancel clients whose claim has been served in this turn, before they have heard of it."""
         for client in tuple(self.clients.values()):
             waiter = getattr(client.task, "_fut_waiter", None)
             if client.doomed and isinstance(waiter, asyncio.Future) and waiter.done():
+                self.situations.cancelled(waiter)
                 client.cancel()
 
     # Steps.
@@ -348,7 +357,7 @@ class World:
             backend = Backend("z", "10.9.9.9", 1)
             with contextlib.suppress(ValueError):
                 resolver.set([backend, backend])
-                self.broken("a ManualResolver took a set with a name given twice")
+                self.broken("a ManualResolver took a set with a name given twice", Law.BACKENDS)
             return
         if kind == "watch raises":
             self._excused.add("watch() failed")
@@ -358,6 +367,7 @@ class World:
             resolver.end(None)
         else:
             self._excused.add("published a set that cannot be used")
+            self.situations.see("no set can be used of what was published")
             resolver.say(nonsense(kind, Backend("z", "10.9.9.9", 1)))
 
     def _do_manners(self, method: str, error: str) -> None:
@@ -370,7 +380,7 @@ class World:
             self._excused.add("user code raised a BaseException")
 
     def _do_look(self, timeout: float | None) -> None:
-        require(self.pool.stats().name == NAME, "the stats have another name")
+        require(self.pool.stats().name == NAME, "the stats have another name", Law.STATS)
         task = asyncio.Task(self._ready(timeout), loop=self.loop, name="looker")
         task.add_done_callback(self._looked)
 
@@ -382,9 +392,11 @@ class World:
         except ClaimTimeoutError as late:
             spent = self.loop.time() - began
             slack = self.books.lateness - lateness
-            require(limit - 1e-9 <= spent <= limit + 1e-6 + slack, f"ready({limit}) gave up after {spent}: {late}")
+            text = f"ready({limit}) gave up after {spent}: {late}"
+            require(limit - 1e-9 <= spent <= limit + 1e-6 + slack, text, Law.DEADLINE)
         except PoolTerminatedError:
-            require(self.engine.state is not PoolState.RUNNING, "ready() says that the pool is terminated")
+            ends = self.engine.state is not PoolState.RUNNING
+            require(ends, "ready() says that the pool is terminated", Law.ONCE)
 
     def _looked(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -393,15 +405,11 @@ class World:
     # The finale: heal everything in place, then demand progress.
 
     async def _finale(self) -> None:
-        plan, policy, engine = self.plan, self.plan.policy, self.engine
+        plan, policy = self.plan, self.plan.policy
         self.note("FINALE: everything is healed")
         self._do_heal(None)
         self._cancel_all()
-        while self.kept:
-            visit, claim = self.kept.pop()
-            self.books.gave_back(visit, clean=True)
-            claim.release()
-            del claim
+        self._give_back_what_is_kept()
         wanted = plan.finale["backends"]
         if wanted is not None or not self._pushed:
             self._do_backends(wanted or [{"name": "a", "host": "10.0.0.1", "port": 5432}])
@@ -413,15 +421,16 @@ class World:
         slack = self._slack()
         began, turns = self.loop.time(), self.turns
         cap = min(5.0, policy["max_connection_backoff"]) + policy["spread"]
-        connector_claims = engine.desk.claimed
-        await self._served_within(cap + slack, f"nothing is served within {cap:g} + {slack:g} s of the healing")
-        del connector_claims
-        await self._capacity(began, slack)
-        await self._crowd(slack)
-        await self._quiet()
+        with upholding(Law.PROGRESS):
+            await self._served_within(cap + slack, f"nothing is served within {cap:g} + {slack:g} s of the healing")
+            await self._capacity(began, slack)
+            await self._crowd(slack)
+        with upholding(Law.QUIET):
+            await self._quiet()
         spent = self.loop.time() - began
         allowed = 3000 + 400 * policy["max_slots"] + self._turns_allowed(spent)
-        require(self.turns - turns <= allowed, f"{self.turns - turns} turns for {spent:g} s, {allowed:g} expected")
+        taken = self.turns - turns
+        require(taken <= allowed, f"{taken} turns for {spent:g} s, {allowed:g} expected", Law.QUIET)
 
     def _turns_allowed(self, seconds: float) -> float:
         policy = self.plan.policy
@@ -443,7 +452,8 @@ class World:
         if not self._affords(limit):
             return False
         await self._until(self.loop.time() + limit)
-        require(resolver.listening, f"watch() is not started again within {limit:g} s")
+        require(resolver.listening, f"watch() is not started again within {limit:g} s", Law.PROGRESS)
+        self.situations.see("watch() ended and was started again")
         return True
 
     async def _served_within(self, seconds: float, text: str) -> None:
@@ -469,9 +479,7 @@ class World:
     async def _capacity(self, began: float, slack: float) -> None:
         """Demand full capacity, as far as the policy lets it come in a foreseeable time."""
         policy, engine = self.plan.policy, self.engine
-        longest = min(max(policy["min_connection_backoff"], 0), policy["max_connection_backoff"])
         retry = policy["max_connection_backoff"] + policy["spread"]
-        del longest
         if retry > 20 * self.plan.unit or not self._affords(retry + slack + 2):
             return
         slots = policy["max_slots"]
@@ -537,20 +545,38 @@ class World:
     async def _end(self) -> None:
         ending = self.plan.ending
         self.note(f"END: {ending}")
+        if ending.get("early") and ending["kind"] != "terminate":
+            self._give_back_what_is_kept()
+            gc.collect()
         for seconds in ending["holders"]:
             hold = {"form": "claim", "timeout": "inf", "hold": seconds, "asks": False, "end": "clean", "pause": 0}
             self._do_client([hold])
         await self._until(self.loop.time() + 0.5 * self.plan.unit)
         for fault in ending["faults"]:
             self._do_fault(**fault)
+        for _ in range(ending.get("waiting", 0)):
+            wait = {"form": "async with", "timeout": "inf", "hold": self.plan.latency, "asks": False, "end": "clean"}
+            self._do_client([wait | {"pause": 0}] * 3)
+        if ending.get("vanishing") and self._published():
+            gone, *rest = self._published().values()
+            self.note(f"{gone.name} vanishes")
+            self._set_of_backends(rest)
         await self._until(self.loop.time() + ending["detour"])
         self.note(f"the pool is ended: {ending['kind']}")
+        self.situations.ending(early=bool(ending.get("early")))
         if self.laws is not None:
             self.laws.detaches = ending["kind"] == "terminate" and ending["held"] == "detach"
         self._let_be_lenient()
         await getattr(self, f"_end_by_{ending['kind']}")()
         await settle()
         await self._after_the_end()
+
+    def _give_back_what_is_kept(self) -> None:
+        while self.kept:
+            visit, claim = self.kept.pop()
+            self.books.gave_back(visit, clean=True)
+            claim.release()
+            del claim
 
     def _let_be_lenient(self) -> None:
         for client in self.clients.values():
@@ -572,32 +598,46 @@ class World:
         await asyncio.sleep(0)
         for caller in callers[: ending["cancelled"]]:
             caller.cancel()
+            self.situations.see(
+                "terminate() is cancelled, while others wait for it", len(callers) > ending["cancelled"]
+            )
         await asyncio.wait(callers)
         for caller in callers:
             if not caller.cancelled():
                 caller.result()
-        await pool.terminate(grace=ending["grace"])
+        await pool.terminate(grace=self._grace)
         spent = self.loop.time() - began
         require(spent <= longest, f"terminate() took {spent:.6f} s, allowed are {longest:.6f}")
 
+    @property
+    def _grace(self) -> float:
+        """The plan's; nobody promises that claims come back by themselves when the end comes early."""
+        grace: float = self.plan.ending["grace"]
+        return min(grace, 20 * self.plan.unit) if self.plan.ending.get("early") else grace
+
     def _longest_end(self, *, held: bool) -> float:
         ending = self.plan.ending
-        grace = ending["grace"]
-        claims = min(max([0.0, *ending["holders"]]) if held else 0.0, grace)
-        blocking = any(how.get("action") == "block" for how in ending["faults"])
-        blocked = sum(how.get("seconds", 0) for how in ending["faults"]) * (50 if blocking else 1)
+        grace = self._grace
+        holders, faults = [0.0, *ending["holders"]], list(ending["faults"])
+        if ending.get("early"):  # nothing is healed, and whoever has a connection keeps it for as long as he likes
+            faults += [step.how for step in self.plan.steps if step.what == "fault"]
+            holders.append(grace)
+        claims = min(max(holders) if held else 0.0, grace)
+        blocking = any(how.get("action") == "block" for how in faults)
+        blocked = sum(how.get("seconds", 0) for how in faults) * (50 if blocking else 1)
         deaf = 2 * self._deaf + 2 if self._deaf else 0
         return claims + 0.05 + deaf + blocked * (1 if blocking else 0)
 
     async def _terminate(self) -> None:
         ending = self.plan.ending
         try:
-            await self.pool.terminate(grace=ending["grace"], held=ending["held"], timeout=ending["timeout"])
+            await self.pool.terminate(grace=self._grace, held=ending["held"], timeout=ending["timeout"])
         except TerminationError as late:
             self.note(f"TerminationError: {late}")
+            self.situations.see("terminate() runs out of time")
             require(not late.ledger.empty, "TerminationError, although nothing was left")
-            require("canary" not in str(late), "a secret in a TerminationError")
-            await self.pool.terminate(grace=ending["grace"], held=ending["held"])
+            require("canary" not in str(late), "a secret in a TerminationError", Law.SECRETS)
+            await self.pool.terminate(grace=self._grace, held=ending["held"])
         require(self.pool.state is PoolState.TERMINATED, "terminate() returned before the end")
         require(self.pool.ledger().empty, f"left: {self.pool.ledger()}")
 
@@ -636,6 +676,10 @@ class World:
         pool = self.__dict__.get("pool")
         detaches = self.plan.ending["kind"] == "terminate" and self.plan.ending["held"] == "detach"
         service.forbid(allow=("abort",) if detaches else ())
+        if isinstance(self.resolver, UnrulyResolver):
+            require(not self.resolver.listening, "watch() is still running")
+            self.resolver.forbidden = True
+        self._give_back_what_is_kept()
         if pool is not None:
             if not detaches or not self.books.holding:
                 assert_nothing_left(pool)
@@ -648,7 +692,11 @@ class World:
         await self._until(self.loop.time() + 200 * self.plan.unit + 10)
         self._cancel_all()
         await settle()
-        require(not self.books.open_visits, f"claims without an end: {list(self.books.open_visits)}")
+        gc.collect()
+        await settle()
+        require(not self.books.open_visits, f"claims without an end: {list(self.books.open_visits)}", Law.ONCE)
+        late = isinstance(self.resolver, UnrulyResolver) and self.resolver.asked_too_late
+        require(not late, "watch() was called after the end")
         require(not service.unclosed, f"not closed: {service.unclosed}")
         service.check()
         if self.witness is not None and self.plan.ending["kind"] == "terminate":
@@ -662,20 +710,20 @@ class World:
         self.service.check()
         for record in self._log.records:
             text = record.getMessage()
-            require("canary" not in text, f"a secret in the log: {text}")
+            require("canary" not in text, f"a secret in the log: {text}", Law.SECRETS)
             if record.levelno >= logging.ERROR:
-                require(any(words in text for words in self._excused), f"logged without a reason: {text}")
+                require(any(words in text for words in self._excused), f"logged without a reason: {text}", Law.LOG)
         for context in self._reports:
             text = f"{context.get('message')} {context.get('exception')!r}"
             if not any(words in text for words in self._excused):
-                raise BrokenError(f"the exception handler was called: {text}") from context.get("exception")
+                raise BrokenError(f"the exception handler was called: {text}", Law.LOG) from context.get("exception")
         gc.collect()
         leaks = 0
         for text in self._warnings:
             leaks += "unreleased claim" in text
             expected = "unreleased claim" in text or any(words in text for words in self._excused)
-            require(expected, f"a warning without a reason: {text}")
-        require(leaks <= self.books.leaked, f"{leaks} warnings of leaked claims, {self.books.leaked} leaked")
+            require(expected, f"a warning without a reason: {text}", Law.LOG)
+        require(leaks <= self.books.leaked, f"{leaks} warnings of leaked claims, {self.books.leaked} leaked", Law.LOG)
 
 
 class _Log(logging.Handler):
@@ -691,6 +739,3 @@ def _renumbered(text: str) -> str:
     """Number slots from 1: their ids count through all pools of a process."""
     numbers: dict[str, int] = {}
     return re.sub(r"slot (\d+)", lambda found: f"slot {numbers.setdefault(found[1], len(numbers) + 1)}", text)
-
-
-__all__ = ["FAR", "ClaimRevokedError", "World"]
