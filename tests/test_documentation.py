@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from qorb import Policy
+from qorb import Policy, events
 from qorb._core.states import diagram
+from qorb.stats import BackendStats, Ledger, PoolStats
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
@@ -78,6 +79,22 @@ def test_the_policy_page_has_every_field_with_its_default():
     rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", (ROOT / "docs/policy.md").read_text(encoding="utf-8"), re.MULTILINE)
     said = {name: math.inf if default == "inf" else float(default) for name, default in rows}
     assert said == {field.name: field.default for field in dataclasses.fields(Policy)}
+
+
+def test_the_observing_page_has_every_event_with_its_fields():
+    text = (ROOT / "docs/observing.md").read_text(encoding="utf-8").partition("| event |")[2]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \|$", text, re.MULTILINE)
+    said = {name: re.findall(r"`(\w+)`", listed) for name, listed in rows}
+    kinds = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)]
+    public = [kind for kind in kinds if kind is not events.Event and not kind.__name__.startswith("_")]
+    assert said == {kind.__name__: [field.name for field in dataclasses.fields(kind)[1:]] for kind in public}
+
+
+@pytest.mark.parametrize("kind", [PoolStats, BackendStats, Ledger])
+def test_the_observing_page_has_every_field_of_a_snapshot(kind):
+    text = (ROOT / "docs/observing.md").read_text(encoding="utf-8")
+    table = text.partition(f"| `{kind.__name__}` | |\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [field.name for field in dataclasses.fields(kind)]
 
 
 @pytest.mark.parametrize("page", [*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
