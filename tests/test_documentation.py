@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
+import inspect
 import math
 import re
 import socketserver
@@ -20,6 +22,7 @@ from qorb.stats import BackendStats, Ledger, PoolStats
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+PACKAGES = ("qorb", "qorb.connectors", "qorb.resolvers", "qorb.testing")
 TESTED_ELSEWHERE = {"docs/testing-your-application.md"}
 PLACEHOLDERS = ("127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003")
 
@@ -88,6 +91,21 @@ def test_the_observing_page_has_every_event_with_its_fields():
     kinds = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, events.Event)]
     public = [kind for kind in kinds if kind is not events.Event and not kind.__name__.startswith("_")]
     assert said == {kind.__name__: [field.name for field in dataclasses.fields(kind)[1:]] for kind in public}
+
+
+def public_coroutines():
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            thing = getattr(module, name)
+            members = vars(thing).items() if isinstance(thing, type) else [("", thing)]
+            public = [(key, value) for key, value in members if not key.startswith("_") or key.endswith("__")]
+            yield from (pytest.param(v, id=f"{name}.{k}") for k, v in public if inspect.iscoroutinefunction(v))
+
+
+@pytest.mark.parametrize("coroutine", list(public_coroutines()))
+def test_the_docstring_of_every_public_coroutine_says_what_a_cancellation_does(coroutine):
+    assert re.search(r"\bcancel|\bnever suspends|\bwithout suspending", coroutine.__doc__, re.IGNORECASE)
 
 
 @pytest.mark.parametrize("kind", [PoolStats, BackendStats, Ledger])

@@ -216,7 +216,10 @@ class Claim(Generic[C]):
             desk.release(slot, outcome)
 
     def discard(self) -> None:
-        """Give the connection back to be closed; the slot connects anew. Never suspends."""
+        """Give the connection back to be closed; the slot connects anew. Never suspends; a second call does nothing.
+
+        Raises WrongLoopError when called from another thread: nothing is given back then.
+        """
         slot = self._slot
         if slot is None:
             return

@@ -41,27 +41,37 @@ class Connector(ABC, Generic[C]):
         """
 
     async def validate(self, connection: C) -> None:
-        """Raise when the connection is bad. Default: it is good. Bounded by Policy.health_check_timeout."""
+        """Raise when the connection is bad. Default: it is good.
+
+        Bounded by Policy.health_check_timeout. It is cancelled when that is over, or the slot ends meanwhile; the
+        connection is closed then.
+        """
 
     async def on_acquire(self, connection: C) -> None:
         """Prepare the connection for a claim, in the claimer's task and context. Default: nothing.
 
         Raise when it is not fit: it is closed then, and the claim goes on with another until its deadline. Bounded by
-        Policy.health_check_timeout.
+        Policy.health_check_timeout. When the claimer is cancelled, so is this: let it pass; the connection goes on to
+        on_recycle with Outcome.CANCELLED.
         """
 
     async def on_recycle(self, connection: C, outcome: Outcome) -> None:
         """Make the connection fit for the next claim, or raise to have it closed.
 
         Default: raise unless `outcome` is CLEAN (an interrupted conversation may still have an answer on its way, which
-        the next claimer would read), then validate(). Bounded by Policy.health_check_timeout.
+        the next claimer would read), then validate(). Bounded by Policy.health_check_timeout. It is cancelled when that
+        is over, or the slot ends meanwhile; the connection is closed then.
         """
         if outcome is not Outcome.CLEAN:
             raise ConnectError(f"the claim did not end cleanly ({outcome.value}), so the connection is not used again")
         await self.validate(connection)
 
     async def close(self, connection: C) -> None:
-        """End the connection gracefully. Default: abort(). Bounded by Policy.close_timeout, then abort() follows."""
+        """End the connection gracefully. Default: abort().
+
+        Bounded by Policy.close_timeout. One that fails, or is cancelled because its time is over, is followed by
+        abort().
+        """
         self.abort(connection)
 
     def abort(self, connection: C) -> None:

@@ -91,7 +91,8 @@ class Pool(Generic[C]):
     async def start(self) -> None:
         """Start: from now on the pool belongs to the running loop. Idempotent; does not wait for connections.
 
-        Raises PoolTerminatedError when the pool has been terminated.
+        Never suspends, so no cancellation comes in between. Raises PoolTerminatedError when the pool is ending or has
+        ended, WrongLoopError and PoolForkedError when it was started elsewhere.
         """
         engine = self._engine
         if engine is not None:
@@ -104,12 +105,15 @@ class Pool(Generic[C]):
         engine.start()
 
     async def __aenter__(self) -> Self:
-        """Start."""
+        """Start, as start() does: without suspending."""
         await self.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Terminate; an exception of the block stays the primary one."""
+        """Terminate; an exception of the block stays the primary one.
+
+        Cancelled meanwhile it raises CancelledError, and the termination goes on.
+        """
         try:
             await self.terminate()
         except PoolError as error:
@@ -123,7 +127,8 @@ class Pool(Generic[C]):
 
         That is min(claimed + spares_wanted, max_slots, backends x max_slots_per_backend) connections. `timeout` in
         seconds, Policy.claim_timeout by default. Raises NoBackendsError, NoBackendsOnlineError or AllClaimsUsedError
-        when they are not there in time, PoolTerminatedError when the pool ends meanwhile. Cancellation changes nothing.
+        when they are not there in time, PoolTerminatedError when the pool ends meanwhile, PoolNotStartedError,
+        WrongLoopError, PoolForkedError, and ValueError for a negative timeout or NaN. Cancellation changes nothing.
         """
         _check_duration("timeout", timeout)
         await self._running_desk().engine.ready(self.policy.claim_timeout if timeout is None else timeout)
@@ -158,7 +163,8 @@ class Pool(Generic[C]):
         then everything is stopped: "revoke" aborts the connections of claims that are still out, "detach" leaves them
         usable until they are released. Raises TerminationError, with what is left, when `timeout` seconds are not
         enough; calling again goes on waiting. Concurrent callers return together. Cancelling a caller does not stop the
-        termination. Idempotent. Called from a task of the pool itself it ends in CancelledError.
+        termination. Idempotent. Called from a task of the pool itself it ends in CancelledError. Raises WrongLoopError
+        and PoolForkedError elsewhere than where the pool was started, ValueError for an argument that is none of these.
         """
         _check_duration("grace", grace)
         _check_duration("timeout", timeout)
@@ -177,7 +183,7 @@ class Pool(Generic[C]):
 
         Synchronous and never waits; needs no running loop, not even an open one. What the tasks still have to do
         they do as soon as the loop runs again. May be called from any thread. In an observer, which is told of things
-        while they are under way, it takes effect in the next turn of the loop.
+        while they are under way, it takes effect in the next turn of the loop. Raises PoolForkedError in a child.
         """
         engine = self._engine
         if engine is None:
@@ -190,7 +196,7 @@ class Pool(Generic[C]):
             engine.termination.abort()
 
     def stats(self) -> PoolStats:
-        """Take a snapshot of the numbers."""
+        """Take a snapshot of the numbers. Raises PoolForkedError in a child process."""
         engine = self._engine
         if engine is None:
             return PoolStats(self.name, self._state, 0, 0, MappingProxyType({}))
@@ -198,7 +204,7 @@ class Pool(Generic[C]):
         return engine.stats()
 
     def ledger(self) -> Ledger:
-        """List everything of the pool that is alive right now."""
+        """List everything of the pool that is alive right now. Raises PoolForkedError in a child process."""
         engine = self._engine
         if engine is None:
             return Ledger((), 0, 0, 0, 0)

@@ -54,7 +54,7 @@ class Monitor:
         self._ended = False
 
     async def __aenter__(self) -> Self:
-        """Start the resolver."""
+        """Start the resolver, without suspending. Raises PoolTerminatedError when the monitor was terminated."""
         if self._ended:
             raise PoolTerminatedError("this monitor was terminated; ask the resolver for another")
         if self._tasks is None:
@@ -70,7 +70,7 @@ class Monitor:
             self._tasks.start(Watch(name, self._resolver, self, self._timers, backoff))
 
     async def __aexit__(self, *exc: object) -> None:
-        """Terminate."""
+        """Terminate. Cancelled meanwhile it raises CancelledError, and the resolver ends all the same."""
         await self.terminate()
 
     @property
@@ -101,7 +101,11 @@ class Monitor:
         raise PoolTerminatedError("the monitor was terminated")
 
     async def terminate(self) -> None:
-        """End the resolver: when this returns, nothing of it is running any more. Idempotent."""
+        """End the resolver: when this returns, nothing of it is running any more. Idempotent.
+
+        Cancelling a caller stops nothing but his waiting; another call goes on with it. Called from inside the resolver
+        it ends in CancelledError.
+        """
         self._ended = True
         _wake(self._waiting)
         if self._tasks is None:

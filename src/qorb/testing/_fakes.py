@@ -196,21 +196,27 @@ class FakeConnector(Connector[FakeConnection]):
             return self._open(backend, call.task)
 
     async def validate(self, connection: FakeConnection) -> None:
-        """Take the latency; raise ConnectError when the connection is closed, or invalidated."""
+        """Take the latency; raise ConnectError when the connection is closed, or invalidated.
+
+        One that is cancelled ends at once, unless told to be deaf, and changes nothing.
+        """
         with self._call("validate", connection.backend, connection) as call:
             await self._take_time(call)
             self._fail_if_told(call)
             self._fail_if_unfit(call, connection)
 
     async def on_acquire(self, connection: FakeConnection) -> None:
-        """Take the latency; raise ConnectError when the connection is closed."""
+        """Take the latency; raise ConnectError when the connection is closed. Cancelled as validate is."""
         with self._call("on_acquire", connection.backend, connection) as call:
             await self._take_time(call)
             self._fail_if_told(call)
             self._fail_if_unfit(call, connection)
 
     async def on_recycle(self, connection: FakeConnection, outcome: Outcome) -> None:
-        """Take the latency; raise ConnectError when the claim did not end cleanly, or as validate does."""
+        """Take the latency; raise ConnectError when the claim did not end cleanly, or as validate does.
+
+        Cancelled as validate is.
+        """
         with self._call("on_recycle", connection.backend, connection) as call:
             await self._take_time(call)
             self._fail_if_told(call)
@@ -245,7 +251,7 @@ class FakeConnector(Connector[FakeConnection]):
         return super().needs_recycle(connection, outcome)
 
     async def exchange(self, connection: FakeConnection, text: str) -> str:
-        """Do the work of FakeConnection.request()."""
+        """Do the work of FakeConnection.request(); cancelled, it leaves the answer in the way."""
         self._fail_if_closed(connection)
         with self._alone(connection, "request"):
             self._unread[connection.id].append(text)
