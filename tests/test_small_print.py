@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import dataclasses
 import math
@@ -13,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import qorb
-from qorb import AllClaimsUsedError, Backend, Ledger, Policy, PolicyError, Pool, TerminationError, errors
+from qorb import (
+    AllClaimsUsedError,
+    Backend,
+    Ledger,
+    Policy,
+    PolicyError,
+    Pool,
+    TerminationError,
+    WrongLoopError,
+    errors,
+)
 from qorb.resolvers import ManualResolver
 from qorb.testing import FakeConnector, run
 from tests.phases import at_once
@@ -243,3 +254,70 @@ def test_an_error_counts_the_others_that_still_wait_and_not_the_claim_that_gives
     text = run(main)
     assert text.count("waiting: ") == (others > 0)
     assert f"; others still waiting: {others} ('w0'" in text or not others
+
+
+# Other threads, and other people's contexts.
+
+
+def test_a_manual_resolver_that_is_set_from_another_thread_keeps_its_set_and_says_what_to_write(run_real):
+    async def main():
+        loop, resolver = asyncio.get_running_loop(), ManualResolver(ONE)
+        async with resolver.monitor() as first, resolver.monitor() as second:
+            await first.changed()
+            with pytest.raises(WrongLoopError, match=r"write loop\.call_soon_threadsafe\(resolver\.set, backends\)$"):
+                await asyncio.to_thread(resolver.set, backends(3))
+            assert list(first.backends) == list(second.backends) == ["b0"]
+            async with resolver.monitor() as late:
+                assert list(await late.changed()) == ["b0"]
+            change = asyncio.create_task(first.changed())
+            await asyncio.sleep(0)
+            await asyncio.to_thread(loop.call_soon_threadsafe, resolver.set, backends(2))
+            assert list(await change) == ["b0", "b1"]
+        await asyncio.to_thread(resolver.set, backends(3))  # nobody watches
+        async with resolver.monitor() as later:
+            assert len(await later.changed()) == 3
+
+    run_real(main)
+
+
+secret = contextvars.ContextVar("secret", default="none")
+
+
+@pytest.mark.parametrize("end", ["pool dropped", "claim dropped", "abort from a thread"])
+def test_what_the_garbage_collector_or_a_thread_sets_off_runs_in_nobodys_context(end, run_real):
+    seen = []
+
+    class Looking(FakeConnector):
+        def abort(self, connection):
+            seen.append(secret.get())
+            super().abort(connection)
+
+        def needs_recycle(self, connection, outcome):
+            seen.append(secret.get())
+            return super().needs_recycle(connection, outcome)
+
+    async def main():
+        pool = Pool("p", ManualResolver(ONE), Looking())
+        await pool.start()
+        await pool.ready()
+        secret.set("of the application")
+        if end == "pool dropped":
+            dropped = [pool]
+            del pool
+            with pytest.warns(ResourceWarning, match="unterminated pool p"):
+                dropped.clear()
+        elif end == "claim dropped":
+            dropped = [await pool.claim()]
+            with pytest.warns(ResourceWarning, match="unreleased claim"):
+                dropped.clear()
+        else:
+            await asyncio.to_thread(pool.abort)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        if end == "claim dropped":
+            await pool.terminate()
+            assert seen[0] == "none"
+        else:
+            assert set(seen) == {"none"}
+
+    run_real(main)

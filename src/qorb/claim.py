@@ -10,6 +10,7 @@ import asyncio
 import sys
 import warnings
 from asyncio import current_task
+from contextvars import Context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
@@ -255,8 +256,8 @@ class Claim(Generic[C]):
         if desk is None or desk.engine.forked or (desk.loop.is_closed() and not slot.detached):
             return
         try:
-            # Garbage is collected anywhere: in another thread, or in the midst of a move.
-            desk.loop.call_soon_threadsafe(desk.release, slot, Outcome.LEAKED)
+            # Garbage is collected anywhere: in another thread, or in the midst of a move; and in anybody's context.
+            desk.loop.call_soon_threadsafe(desk.release, slot, Outcome.LEAKED, context=Context())
         except RuntimeError:  # the loop is closed, and may have been closed at this very moment
             if not slot.detached:
                 return

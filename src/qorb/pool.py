@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import threading
 import warnings
+from contextvars import Context
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
@@ -191,7 +192,7 @@ class Pool(Generic[C]):
         elif engine.forked:
             engine.check_place()
         elif threading.get_ident() != engine.desk.thread and engine.loop.is_running():
-            engine.loop.call_soon_threadsafe(engine.termination.abort)
+            engine.loop.call_soon_threadsafe(engine.termination.abort, context=Context())
         else:
             engine.termination.abort()
 
@@ -239,7 +240,8 @@ class Pool(Generic[C]):
                 return  # the termination goes on
             try:
                 # Garbage is collected anywhere: in another thread, or in the midst of a move.
-                engine.loop.call_soon_threadsafe(engine.termination.abort)
+                # Anybody's code is under way then: its context is none of the pool's business, and must not be kept.
+                engine.loop.call_soon_threadsafe(engine.termination.abort, context=Context())
             except RuntimeError:  # the loop was closed at this very moment
                 closed = True
         if closed:
