@@ -255,12 +255,23 @@ class Slot(Generic[C]):
         if self._waker is not None and not self._waker.done() and not self.owner.engine.loop.is_closed():
             self._waker.set_result(None)
 
-    async def _ask(self, function: Callable[..., Awaitable[T]], *arguments: object, within: float) -> T:
+    def _prepare(self, function: Callable[..., Awaitable[T]], *arguments: object) -> Call[T]:
         if self.owner.engine.forked:
             raise Interrupted
         self.call = call = Call(self.owner.engine.timers, function, *arguments)
+        return call
+
+    async def _ask(self, function: Callable[..., Awaitable[T]], *arguments: object, within: float) -> T:
         try:
-            return await call.within(within)
+            return await self._prepare(function, *arguments).within(within)
+        finally:
+            self.call = None
+
+    async def _open(self, backend: Backend) -> C:
+        """Connect. What a connect() that did not listen returns after its time is a connection all the same."""
+        engine = self.owner.engine
+        try:
+            return await self._prepare(engine.connector.connect, backend).within_or_later(engine.policy.connect_timeout)
         finally:
             self.call = None
 
@@ -272,7 +283,7 @@ class Slot(Generic[C]):
         backend = self.backend = owner.backend
         attempt = owner.attempt_begins(self)
         try:
-            connection = await self._ask(engine.connector.connect, backend, within=engine.policy.connect_timeout)
+            connection = await self._open(backend)
             if self.state is CONNECTING:
                 self._adopt(connection)
             elif engine.owner_of(connection) is None:
@@ -298,11 +309,16 @@ class Slot(Generic[C]):
                     self.backend.name,
                 )
             )
+        engine.connections[id(connection)] = self
         if self.stale:
             self._outgoing = connection
             return
         self.connection = connection
-        engine.connections[id(connection)] = self
+        if not engine.seems_open(self):  # a failure, with a pause: otherwise who waits would drive it round and round
+            self.connection, self._outgoing = None, connection
+            raise CallFailedError(
+                ConnectError("connect() returned a connection that is closed already", self.backend.name)
+            )
         self.ready = engine.loop.create_future()
         self.ready.set_result(connection)
         owner.note_idle()

@@ -149,12 +149,19 @@ class Call(Generic[T]):
         self.since = timers.loop.time()
 
     async def within(self, seconds: float) -> T:
-        """Await the call, bounded by `seconds`.
+        """Await the call, bounded by `seconds`: what does not listen and ends well later was too slow all the same.
 
         Raises CallFailedError for whatever user code raised (TimeoutError when it was too slow, and a CancelledError
         that nobody had asked for), Interrupted after interrupt(). KeyboardInterrupt, SystemExit and the cancellation of
         the task pass.
         """
+        result = await self.within_or_later(seconds)
+        if self._expired and not self.interrupted:
+            raise self._reason(seconds)
+        return result
+
+    async def within_or_later(self, seconds: float) -> T:
+        """Await the call as within() does, but take its result however late it comes."""
         loop = self._timers.loop
         task = asyncio.current_task(loop)
         cancelled_before = task.cancelling() if task is not None else 0

@@ -7,6 +7,7 @@ import enum
 import gc
 import threading
 from collections import deque
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from qorb.backend import Backend
@@ -32,11 +33,13 @@ def assert_nothing_left(pool: Pool[Any]) -> None:
 
     Looked at is the pool's own ledger; and, without believing it: the tasks and threads that bear the pool's name, the
     timers of the loop that call the pool, and the FakeConnectors of the pool: connections that it has not closed, calls
-    in flight, calls that it must not make. Works inside and outside a running loop; outside, tasks and timers are those
-    of the last `qorb.testing.run`.
+    in flight, calls that it must not make. The tasks that the pool's connector or resolver has started are theirs, not
+    the pool's; those that nobody has told to end are named as well. Works inside and outside a running loop; outside,
+    tasks and timers are those of the last `qorb.testing.run`.
     """
     parts = _parts(pool)
     left = [*_by_ledger(pool), *_tasks(pool), *_threads(pool), *_timers(parts), *_of_connectors(pool, parts)]
+    left += _tasks_of_user_code(pool, parts)
     if left:
         raise AssertionError(f"pool {pool.name!r} has left behind:\n" + "\n".join(left))
 
@@ -53,6 +56,26 @@ def _tasks(pool: Pool[Any]) -> Iterator[str]:
     if loop is not None:
         named = [task for task in asyncio.all_tasks(loop) if _is_named_after(pool, task.get_name())]
         yield from (f"- a task:\n{describe_task(task)}" for task in sorted(named, key=lambda task: task.get_name()))
+
+
+def _tasks_of_user_code(pool: Pool[Any], parts: dict[int, object]) -> Iterator[str]:
+    loop = latest_loop()
+    for task in sorted(asyncio.all_tasks(loop) if loop is not None else (), key=lambda task: task.get_name()):
+        if _stays(task) and not _is_named_after(pool, task.get_name()) and _was_started_within(task, parts):
+            yield f"- a task that a connector or resolver of the pool has started and not ended:\n{describe_task(task)}"
+
+
+def _stays(task: asyncio.Task[Any]) -> bool:
+    """Whether the task waits and was not told to end; one that goes on right now, or is being cancelled, may end."""
+    waits_for = getattr(task, "_fut_waiter", None)
+    return waits_for is not None and not waits_for.done() and not task.cancelling()
+
+
+def _was_started_within(task: asyncio.Task[Any], parts: dict[int, object]) -> bool:
+    """Whether the task was started in the midst of a call of the pool: its context, copied then, knows that call."""
+    contexts = [one for one in gc.get_referents(task) if isinstance(one, Context)]
+    calls = [value for context in contexts for value in context.values() if type(value).__module__ == "qorb._tasks"]
+    return any(id(one) in parts for one in gc.get_referents(*calls))
 
 
 def _threads(pool: Pool[Any]) -> Iterator[str]:
