@@ -21,8 +21,6 @@ from qorb.testing import Attempt, FakeConnector, assert_nothing_left, at_every_a
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-# --- the application
-
 
 class Accounts:
     """Looks up accounts at a service, and asks a second time when a connection breaks."""
@@ -47,9 +45,6 @@ class Accounts:
         async with self.pool.claim(timeout=2.0) as connection:
             answer: str = await connection.request(name)
             return answer
-
-
-# --- its tests
 
 
 def with_accounts(

@@ -113,7 +113,7 @@ async def waiting(world: World, claim: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def hand_over(world: World, claim: Callable[[], Awaitable[Any]]) -> None:
-    """The connection is handed over at the very moment at which everything else happens, too."""
+    """The connection is handed off at the very moment at which everything else happens, too."""
     held = [await world.pool.claim() for _ in range(2)]
     loop = asyncio.get_running_loop()
     loop.call_soon(held[0].release)

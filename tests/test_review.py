@@ -443,7 +443,7 @@ def test_a_task_that_has_just_handed_its_connection_over_is_not_told_that_it_hol
     text = run(main)
     assert "itself" not in text
     assert "5.0 s" not in text
-    assert "being handed over" in text
+    assert "being handed off" in text
 
 
 def test_an_observer_may_replace_the_backends_while_it_is_told_how_others_go():

@@ -274,7 +274,7 @@ class Desk(Generic[C]):
         attempt.failure = None
         attempt.id = 0
 
-    def queue(self, attempt: Attempt, task: asyncio.Task[Any]) -> asyncio.Future[Any]:
+    def join_line(self, attempt: Attempt, task: asyncio.Task[Any]) -> asyncio.Future[Any]:
         """Begin and stand in line at once: written out for those who join a line with the usual timeout."""
         line = self.line
         if attempt.asked is not None or not 0 < line.waiting < self._max_waiters:
@@ -317,7 +317,7 @@ class Desk(Generic[C]):
         return future
 
     def forsake(self, attempt: Attempt) -> None:
-        """Leave the line; give back what was handed over at the very moment of the cancellation."""
+        """Leave the line; give back what was handed off to it at the very moment of the cancellation."""
         self.line.leave(attempt)
         if not self.line.waiting:
             self.refresh()
@@ -329,7 +329,7 @@ class Desk(Generic[C]):
             self._return_untouched(future.result())
 
     def take_over(self, attempt: Attempt, given: object) -> Slot[C]:
-        """Give the slot that was handed over, or raise why there is none."""
+        """Give the slot that was handed off, or raise why there is none."""
         if isinstance(given, Diagnosis):
             raise given.error(attempt)
         if given is _TERMINATED:

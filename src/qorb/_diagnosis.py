@@ -161,7 +161,7 @@ def describe_holder(slot: Slot[Any], now: float) -> str:
 def holder(slot: Slot[Any]) -> str:
     """Name the task that holds a connection."""
     if slot.holder is None:
-        return "one that is being handed over to a waiting claim"
+        return "one that is being handed off to a waiting claim"
     task = _task_of(slot)
     return f"task {task.get_name()!r}" if task is not None else "a task that has ended"
 

@@ -101,7 +101,7 @@ class ClaimRequest(Attempt, Generic[C]):
 
     async def _wait(self, desk: Desk[C], task: asyncio.Task[Any]) -> C:
         """Stand in line, when there is nothing to do but wait for one's turn."""
-        future = desk.queue(self, task)
+        future = desk.join_line(self, task)
         try:
             given = await future
         except BaseException:

@@ -51,8 +51,8 @@ class Connector(ABC, Generic[C]):
         """Prepare the connection for a claim, in the claimer's task and context. Default: nothing.
 
         Raise when it is not fit: it is closed then, and the claim goes on with another until its deadline. Bounded by
-        Policy.health_check_timeout. When the claimer is cancelled, so is this: let it pass; the connection goes on to
-        on_recycle with Outcome.CANCELLED.
+        Policy.health_check_timeout. When the claimer is cancelled, so is this: let it pass; the connection is
+        released with Outcome.CANCELLED then.
         """
 
     async def on_recycle(self, connection: C, outcome: Outcome) -> None:
