@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import copy
 import dataclasses
+import logging
 import math
 import pickle
 import sys
@@ -321,3 +322,38 @@ def test_what_the_garbage_collector_or_a_thread_sets_off_runs_in_nobodys_context
             assert set(seen) == {"none"}
 
     run_real(main)
+
+
+# What has not ended.
+
+
+@pytest.mark.parametrize("operation", ["connect", "on_acquire"])
+@pytest.mark.parametrize(("count", "more"), [(3, None), (500, 480)])
+def test_of_what_has_not_ended_twenty_are_named_and_the_rest_is_counted(operation, count, more, caplog):
+    async def main():
+        connector = FakeConnector()
+        policy = {
+            "max_slots": 501,
+            "max_slots_per_backend": 501,
+            "spares_wanted": 0 if operation == "connect" else count,
+        }
+        known = backends(count) if operation == "connect" else ONE
+        async with opened(known, connector, ready=operation != "connect", **policy) as watched:
+            connector.stall(operation)
+            connector.deafen(9, operation)
+            claims = (
+                [] if operation == "connect" else [asyncio.create_task(hold(watched.pool, 1)) for _ in range(count)]
+            )
+            await asyncio.sleep(1)
+            with pytest.raises(TerminationError) as caught:
+                await watched.pool.terminate(grace=0, timeout=7)
+            await asyncio.gather(*claims, return_exceptions=True)
+        return str(caught.value)
+
+    with caplog.at_level(logging.WARNING, "qorb"):
+        error = run(main)
+    (warning,) = [record.getMessage() for record in caplog.records if "has not ended after" in record.getMessage()]
+    for text in (error, warning):
+        assert text.count("; ") == (min(count, 20) - 1 if more is None else 20)
+        assert text.count(" s in " if operation == "connect" else ": on_acquire for ") == min(count, 20)
+        assert text.endswith(f"; and {more} more") is (more is not None)

@@ -6,6 +6,7 @@ terminate() waits on a future of his own.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,15 +19,18 @@ from qorb.stats import PoolState
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterator
 
     from qorb._engine import Engine
-    from qorb._tasks import Timer
+    from qorb._tasks import Life, Timer
 
 Held = Literal["revoke", "detach"]
 
 GRACEFUL_CLOSE = 0.025
 """Seconds that graceful closes get when no claims are out."""
 WARN_EVERY = 5.0
+_MOST_NAMED = 20
+"""Of what has not ended, so much is described."""
 
 
 class Termination:
@@ -192,18 +196,22 @@ class Termination:
             logger.warning("pool %s has not ended after %.1f s: %s", self._engine.name, waited, self._left())
 
     def _left(self) -> str:
-        """Say what is under way: in which task, for which backend, for how long, and where it waits."""
-        engine = self._engine
-        now = engine.loop.time()
-        acquiring = engine.desk.acquiring
-        left = [
-            f"{slot.name}: on_acquire for {now - call.since:.1f} s by {holder(slot)} in {where(call.coroutine)}"
-            for call, slot in acquiring.items()
-        ]
-        for life in engine.tasks.tasks.values():
-            slot: Slot[Any] | None = life if isinstance(life, Slot) else None
-            if slot is None or slot.state is not CLAIMED:
-                left.append(life.describe())
-            elif slot not in acquiring.values():
-                left.append(f"{slot.name}: claimed for {describe_holder(slot, now)}")
+        """Say what is under way, or how much it is and what some of it is."""
+        acquiring = set(self._engine.desk.acquiring.values())
+        others = [life for life in self._engine.tasks.tasks.values() if life not in acquiring]
+        count = len(acquiring) + len(others)
+        left = list(itertools.islice(self._describe(others), _MOST_NAMED))
+        if count > len(left):
+            left.append(f"and {count - len(left)} more")
         return "; ".join(left)
+
+    def _describe(self, lives: list[Life]) -> Iterator[str]:
+        """Say of every on_acquire, and of these lives, for how long and where it waits."""
+        now = self._engine.loop.time()
+        for call, slot in self._engine.desk.acquiring.items():
+            yield f"{slot.name}: on_acquire for {now - call.since:.1f} s by {holder(slot)} in {where(call.coroutine)}"
+        for life in lives:
+            if isinstance(life, Slot) and life.state is CLAIMED:
+                yield f"{life.name}: claimed for {describe_holder(life, now)}"
+            else:
+                yield life.describe()
