@@ -18,7 +18,7 @@ SRC = Path(__file__).parent.parent / "src"
 # entered here.
 LAYERS = (
     {"_core"},
-    {"errors", "backend", "policy", "stats", "connector", "events"},
+    {"errors", "backend", "policy", "stats", "connector", "events", "publishing"},
     {"_tasks"},
     {"_resolving"},
     {"resolver"},
@@ -43,6 +43,8 @@ FORBIDDEN_IN_ASYNCIO = {
     *("wait_for", "shield", "gather", "TaskGroup", "Lock", "Condition"),
     *("Semaphore", "BoundedSemaphore", "Queue", "PriorityQueue", "LifoQueue"),
 }
+# What an optional dependency brings along, and shows in what it gives.
+COMES_WITH = {"aiodns": "pycares"}
 STARTS_TASKS = {"create_task", "ensure_future", "Task"}
 # TaskOwner starts the pool's tasks. The others are programs or tools for tests, with tasks of their own.
 MAY_START_TASKS = {"qorb._tasks", "qorb.testing", "qorb._demo", "qorb.cli"}
@@ -158,7 +160,8 @@ def optional_dependencies_are_imported_by_their_own_module_only(module: Module) 
     for one in imports(module):
         if one.top in {"qorb", *sys.stdlib_module_names} or (one.top == "_typeshed" and one.for_types_only):
             continue
-        if module.name.rpartition(".")[2].lstrip("_") != one.top:
+        own = module.name.rpartition(".")[2].lstrip("_")
+        if one.top not in {own, COMES_WITH.get(own)}:
             yield f"{module.name}:{one.line}: imports {one.top}"
 
 

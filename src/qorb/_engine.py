@@ -31,6 +31,7 @@ from qorb.errors import PoolForkedError, PoolTerminatedError, ResolveError, Wron
 from qorb.stats import Ledger, PoolState, PoolStats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from random import Random
 
     from qorb._slot import Slot
@@ -224,6 +225,12 @@ class Engine(Generic[C]):
         """Remember why there is no new set; the last one stays."""
         self.resolver_error = error
         self.resolver_error_text = str(error)
+        self.resolver_told(events.ResolverFailed, self.resolver_error_text)
+
+    def resolver_told(self, kind: Callable[..., Event], *fields: object) -> None:
+        """Pass on to the observer what the resolver tells of its work."""
+        if self.observer is not None and not self.tasks.closed:
+            self.emit(kind(self.name, *fields))
 
     def watch_ended(self, task: asyncio.Task[None]) -> None:
         """Start the resolver again when its task died of a bug."""

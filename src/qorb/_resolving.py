@@ -6,16 +6,19 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qorb import events
 from qorb._tasks import Call, CallFailedError, Interrupted, call_now, logger, where
 from qorb.backend import Backend, check_names
 from qorb.errors import ResolveError, WrongLoopError, describe, presentable
+from qorb.publishing import Publisher
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from qorb._core.backoff import Backoff
     from qorb._tasks import Timer, TimerOwner
+    from qorb.events import Event
     from qorb.resolver import Resolver
 
 
@@ -30,9 +33,35 @@ class Subscriber(Protocol):
         """Be told why there is no new set."""
         ...
 
+    def resolver_told(self, kind: Callable[..., Event], *fields: object) -> None:
+        """Be told what the resolver does: an event to make, and its fields but the pool."""
+        ...
+
     def watch_ended(self, task: asyncio.Task[None]) -> None:
         """Be told that the task has ended."""
         ...
+
+
+class _ToSubscriber(Publisher):
+    """What watch() is given: tells a subscriber."""
+
+    __slots__ = ("_watch",)
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(watch.publish)
+        self._watch = watch
+
+    def failed(self, error: ResolveError) -> None:
+        self._watch.failed(error)
+
+    def query_started(self, server: str, question: str) -> None:
+        self._watch.told(events.ResolverQueryStart, server, question)
+
+    def query_done(self, server: str, question: str, records: int, ttl: float) -> None:
+        self._watch.told(events.ResolverQueryDone, server, question, records, ttl)
+
+    def query_failed(self, server: str, question: str, reason: str) -> None:
+        self._watch.told(events.ResolverQueryFailed, server, question, reason)
 
 
 class Watch:
@@ -57,7 +86,7 @@ class Watch:
         """Run watch(), again and again with growing pauses, until stopped."""
         while not self._stopped:
             began = self._timers.loop.time()
-            self.call = call = Call(self._timers, self._resolver.watch, self._publish)
+            self.call = call = Call(self._timers, self._resolver.watch, _ToSubscriber(self))
             try:
                 await call.within(math.inf)
             except Interrupted:
@@ -110,7 +139,17 @@ class Watch:
             return f"{self.name}: waiting before the next watch()"
         return f"{self.name}: {self._timers.loop.time() - call.since:.1f} s in {where(call.coroutine)}"
 
-    def _publish(self, backends: Iterable[Backend]) -> None:
+    def failed(self, error: ResolveError) -> None:
+        """Pass on why there is no newer set."""
+        if not self._stopped:
+            self._subscriber.resolver_failed(error)
+
+    def told(self, kind: Callable[..., Event], *fields: object) -> None:
+        """Pass on what the resolver does."""
+        if not self._stopped:
+            self._subscriber.resolver_told(kind, *fields)
+
+    def publish(self, backends: Iterable[Backend]) -> None:
         """Pass a set on, or say what is wrong with it. What the resolver was told to stop publishing is dropped."""
         if threading.get_ident() != self._thread:
             raise WrongLoopError(

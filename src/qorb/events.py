@@ -234,6 +234,40 @@ class ResolverUpdated(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ResolverFailed(Event):
+    """resolver-failed: there is no newer set of backends, and why; the last one stays."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolverQueryStart(Event):
+    """resolver-query-start: the resolver asks a server."""
+
+    server: str
+    question: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolverQueryDone(Event):
+    """resolver-query-done: it has so many records; `ttl`: seconds until the first of them expires."""
+
+    server: str
+    question: str
+    records: int
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class ResolverQueryFailed(Event):
+    """resolver-query-failed: it says that there are none, or gives no answer that can be used."""
+
+    server: str
+    question: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PoolTerminateStart(Event):
     """pool-terminate-start."""
 

@@ -69,7 +69,7 @@ class Policy:
 
 
 def _check(name: str, value: object) -> None:
-    usable = _is_count(value) if name in _COUNTS else _is_duration(value)
+    usable = is_count(value) if name in _COUNTS else is_duration(value)
     if usable and not (value == 0 and name in _POSITIVE):
         return
     if name in _COUNTS:
@@ -79,11 +79,13 @@ def _check(name: str, value: object) -> None:
     raise PolicyError(f"{name} must be {wanted}, not {shown(value)}", name)
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether it is a whole number from 0 on."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= sys.maxsize
 
 
-def _is_duration(value: object) -> bool:
+def is_duration(value: object) -> bool:
+    """Whether it is a number of seconds from 0 to math.inf."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from qorb.backend import Backend
     from qorb.errors import ResolveError
+    from qorb.events import Event
 
 _RETRY = (1.0, 30.0, 0.020)
 """The first and the longest pause before a watch() that ended is started again, and their spread, in seconds."""
@@ -132,6 +133,9 @@ class Monitor:
 
     def resolver_failed(self, error: ResolveError) -> None:
         """Keep the last set; the log has the reason."""
+
+    def resolver_told(self, kind: Callable[..., Event], *fields: object) -> None:
+        """Keep it to itself: a monitor has no observer."""
 
     def watch_ended(self, task: asyncio.Task[None]) -> None:
         """Tell whoever waits for the end."""

@@ -1,6 +1,7 @@
 """Resolvers: ways to know which backends there are."""
 
+from qorb.resolvers.dns import DnsPolicy, DnsResolver
 from qorb.resolvers.fixed import FixedResolver
 from qorb.resolvers.manual import ManualResolver
 
-__all__ = ["FixedResolver", "ManualResolver"]
+__all__ = ["DnsPolicy", "DnsResolver", "FixedResolver", "ManualResolver"]

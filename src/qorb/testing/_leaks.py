@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qorb.backend import Backend
 from qorb.connector import Connector
 from qorb.policy import Policy
+from qorb.publishing import Publisher
 from qorb.resolver import Resolver
 from qorb.testing._clock import latest_loop
 from qorb.testing._fakes import FakeConnector
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from qorb.pool import Pool
 
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-_SHARED = (enum.Enum, Backend, Policy, asyncio.AbstractEventLoop)
+_SHARED = (enum.Enum, Backend, Policy, Publisher, asyncio.AbstractEventLoop)
 """What several pools may refer to."""
 
 

@@ -1,0 +1,125 @@
+"""Asking one DNS server through aiodns (c-ares): the only module that knows it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from qorb.errors import ResolveError, describe
+from qorb.resolvers.dns._names import canonical
+from qorb.resolvers.dns._sifting import in_slices
+from qorb.resolvers.dns._values import Failed, NoRecords, Srv
+
+try:
+    import aiodns
+    import pycares
+except ImportError as error:
+    raise ImportError('DnsResolver needs aiodns; run: pip install "qorb[dns]"') from error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qorb.resolvers.dns._servers import Server
+    from qorb.resolvers.dns._sifting import Sieve
+    from qorb.resolvers.dns._values import Question, Reply
+
+_FIRST_TRY = 1.0
+"""Seconds after which a query is sent again; c-ares doubles it from one try to the next."""
+_TRIES = 4
+MAX_CNAMES = 8
+_WORDS = {
+    pycares.errno.ARES_ESERVFAIL: "SERVFAIL: the server could not answer",
+    pycares.errno.ARES_EREFUSED: "REFUSED: the server does not want to answer",
+    pycares.errno.ARES_ENOTIMP: "NOTIMP: the server does not know such queries",
+    pycares.errno.ARES_EFORMERR: "FORMERR: the server did not understand the query",
+    pycares.errno.ARES_EBADRESP: "malformed answer",
+    pycares.errno.ARES_EBADNAME: "a name that cannot be asked for",
+    pycares.errno.ARES_ETIMEOUT: "no answer",
+    pycares.errno.ARES_ECONNREFUSED: "nobody listens there",
+}
+
+
+class AiodnsClient:
+    """Asks one server. A fresh one for each round: the cache of c-ares cannot hide a change then."""
+
+    def __init__(self, server: Server, sieve: Sieve) -> None:
+        """Open no socket yet: they come with the first query. Raises ResolveError when c-ares cannot begin."""
+        self.server = server
+        self._sieve = sieve
+        self._loop = asyncio.get_running_loop()
+        flags = pycares.ARES_FLAG_EDNS | pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES
+        try:
+            self._resolver = aiodns.DNSResolver(
+                nameservers=[str(server)], loop=self._loop, timeout=_FIRST_TRY, tries=_TRIES, flags=flags
+            )
+        except (pycares.AresError, OSError) as error:
+            raise ResolveError(f"DNS server {server} cannot be asked: {describe(error)}") from error
+
+    def ask(self, question: Question) -> asyncio.Future[Any]:
+        """Send a query over UDP; c-ares sends it again when it gets lost, and over TCP when the answer is truncated."""
+        try:
+            return self._resolver.query_dns(question.name, question.kind)
+        except Exception as error:  # noqa: BLE001 - whatever it does not like about a name that came from outside
+            failed: asyncio.Future[Any] = self._loop.create_future()
+            failed.set_exception(error)
+            return failed
+
+    async def read(self, question: Question, asked: asyncio.Future[Any]) -> Reply:
+        """Read what came of a query."""
+        error = None if asked.cancelled() else asked.exception()
+        if asked.cancelled():
+            return Failed("cancelled")
+        if isinstance(error, aiodns.error.DNSError):
+            return _failure(error)
+        if error is not None:
+            return Failed(describe(error))
+        return await self._records(question, asked.result().answer)
+
+    async def _records(self, question: Question, found: Sequence[pycares.DNSRecord]) -> Reply:
+        """Follow the CNAMEs from the name that was asked for; only what stands at their end counts."""
+        cnames: dict[str, tuple[str, int]] = {}
+        targets: dict[str, list[Srv]] = {}
+        addresses: dict[str, list[str]] = {}
+        ttls: dict[str, int] = {}
+        async for record in in_slices(found):
+            owner, datum = canonical(record.name), record.data
+            if isinstance(datum, pycares.CNAMERecordData):
+                cnames[owner] = (canonical(datum.cname), record.ttl)
+                continue
+            if isinstance(datum, pycares.SRVRecordData) and question.kind == "SRV":
+                srv = Srv(datum.priority, datum.weight, datum.port, canonical(datum.target))
+                targets.setdefault(owner, []).append(srv)
+            elif isinstance(datum, pycares.ARecordData | pycares.AAAARecordData) and _is_of(datum, question):
+                addresses.setdefault(owner, []).append(datum.addr)
+            else:
+                continue
+            ttls[owner] = min(record.ttl, ttls.get(owner, record.ttl))
+        owner, passed = question.name, []
+        while owner not in ttls and owner in cnames:
+            owner, ttl = cnames[owner]
+            passed.append(ttl)
+            if len(passed) > MAX_CNAMES:
+                return Failed(f"more than {MAX_CNAMES} CNAMEs in a row, or a loop of them")
+        lasts = float(min([*passed, ttls.get(owner, 0)]))
+        if question.kind == "SRV":
+            return await self._sieve.targets(targets.get(owner, []), lasts, len(passed))
+        return await self._sieve.addresses(
+            question, addresses.get(owner, []), lasts, len(passed), loopback=self.server.on_loopback
+        )
+
+    async def close(self) -> None:
+        """Cancel every query, and leave no socket. Never waits, so no cancellation can strike here."""
+        await self._resolver.close()
+
+
+def _is_of(datum: pycares.ARecordData | pycares.AAAARecordData, question: Question) -> bool:
+    return question.kind == ("A" if isinstance(datum, pycares.ARecordData) else "AAAA")
+
+
+def _failure(error: aiodns.error.DNSError) -> Reply:
+    code, text = error.args[0], error.args[1] if len(error.args) > 1 else ""
+    if code == pycares.errno.ARES_ENOTFOUND:
+        return NoRecords("NXDOMAIN: there is no such name")
+    if code == pycares.errno.ARES_ENODATA:
+        return NoRecords("no records of this kind")
+    return Failed(_WORDS.get(code, str(text)))

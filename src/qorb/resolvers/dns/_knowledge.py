@@ -1,0 +1,177 @@
+"""What DNS has said so far of one service, what of it is believed, and for how long.
+
+Pure: answers and the time go in, backends come out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, cast
+
+from qorb.backend import Backend
+from qorb.resolvers.dns._values import Kind, NoRecords, Question, Records, Srv
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qorb.resolvers.dns._values import Reply
+    from qorb.resolvers.dns.policy import DnsPolicy
+
+_FAMILIES: dict[str, tuple[Kind, ...]] = {"any": ("A", "AAAA"), "ipv4": ("A",), "ipv6": ("AAAA",)}
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one question."""
+
+    records: tuple[Srv, ...] | tuple[str, ...] = ()
+    since: float = -math.inf
+    """When the last good answer came."""
+    denied_at: float | None = None
+    """When it was first said, with no good answer since, that there is nothing."""
+    reason: str | None = None
+    """Why there is nothing, or nothing newer."""
+
+
+class Knowledge:
+    """What is known of one service."""
+
+    def __init__(self, service: str, default_port: int | None, policy: DnsPolicy, most: int) -> None:
+        """Know nothing yet. `service` is in canonical form; at most `most` backends are used."""
+        self.service = service
+        self._policy = policy
+        self._most = most
+        self._kinds = _FAMILIES[policy.family]
+        self._srv = _Known()
+        self._plain = default_port is not None
+        if default_port is not None:
+            self._srv.records = (Srv(0, 1, default_port, service),)
+        self._known: dict[Question, _Known] = {}
+        self._names: dict[tuple[str, str, int], str] = {}
+
+    # What to ask.
+
+    def first_questions(self) -> list[Question]:
+        """Give what a round begins with."""
+        return self.address_questions() if self._plain else [Question(self.service, "SRV")]
+
+    def address_questions(self) -> list[Question]:
+        """Give what is asked about the targets that are known now."""
+        targets = dict.fromkeys(srv.target for srv in self._targets)
+        return [Question(target, kind) for target in targets for kind in self._kinds]
+
+    def is_what_is_known(self, question: Question, records: Records) -> bool:
+        """Whether the records say the same as the last good answer."""
+        known = self._srv if question.kind == "SRV" else self._known.get(question)
+        return known is not None and known.denied_at is None and set(known.records) == set(records.records)
+
+    # What was answered.
+
+    def take(self, question: Question, reply: Reply, now: float, *, certain: bool = False) -> None:
+        """Learn from the reply on which a round has settled.
+
+        That what was known is gone is believed when it is said again retry_interval after it was first said, and no
+        good answer came between. `certain`: it is believed at once, and nothing is missing, because the server that
+        says it has addresses of the other family.
+        """
+        known = self._srv if question.kind == "SRV" else self._known.setdefault(question, _Known())
+        known.reason = None if certain or isinstance(reply, Records) else reply.reason
+        if isinstance(reply, Records):
+            known.records, known.since, known.denied_at = reply.records, now, None
+        elif isinstance(reply, NoRecords):
+            if known.denied_at is None:
+                known.denied_at = now
+            if certain or now >= known.denied_at + self._policy.retry_interval:
+                known.records = ()
+        if question.kind == "SRV":
+            self._forget_other_targets()
+
+    def expire(self, now: float) -> None:
+        """Drop what has gone without a good answer for as long as stale_limit."""
+        for known in self._perishable():
+            if known.since + self._policy.stale_limit <= now:
+                known.records = ()
+        self._forget_other_targets()
+
+    def stale_at(self) -> float:
+        """Give when expire() has something to do; math.inf: never."""
+        return min((known.since + self._policy.stale_limit for known in self._perishable()), default=math.inf)
+
+    def _perishable(self) -> list[_Known]:
+        answered = list(self._known.values()) if self._plain else [self._srv, *self._known.values()]
+        return [known for known in answered if known.records]
+
+    def _forget_other_targets(self) -> None:
+        targets = {srv.target for srv in self._targets}
+        for question in [question for question in self._known if question.name not in targets]:
+            del self._known[question]
+
+    @property
+    def _targets(self) -> tuple[Srv, ...]:
+        return cast("tuple[Srv, ...]", self._srv.records)
+
+    # What follows.
+
+    def missing(self) -> list[tuple[Question, str]]:
+        """Give the questions to which there is nothing, or nothing newer, each with the reason."""
+        asked = (
+            [*self._known.items()]
+            if self._plain
+            else [(Question(self.service, "SRV"), self._srv), *self._known.items()]
+        )
+        return [(question, known.reason) for question, known in asked if known.reason is not None]
+
+    def backends(self) -> tuple[Backend, ...]:
+        """Give the backends, sorted by name.
+
+        One for each (address, port): when several targets have it, that of the lowest priority value, then of the first
+        target by name. At most `most` are used: lower priority values first; of equals, first one address of each.
+        """
+        chosen: dict[tuple[str, int], Srv] = {}
+        for srv, address in self._in_order_of_choice():
+            other = chosen.get((address, srv.port))
+            if other is None and len(chosen) == self._most:
+                break
+            if other is None or (srv.priority, srv.target) < (other.priority, other.target):
+                chosen[address, srv.port] = srv
+        self._names = self._named(chosen)
+        return tuple(
+            sorted(
+                Backend(self._names[srv.target, address, port], address, port, srv.target, srv.priority, srv.weight)
+                for (address, port), srv in chosen.items()
+            )
+        )
+
+    def _in_order_of_choice(self) -> Iterator[tuple[Srv, str]]:
+        for _, group in groupby(self._targets, lambda srv: srv.priority):
+            ranked = [(srv, self._addresses(srv.target)) for srv in group]
+            for rank in range(max((len(addresses) for _, addresses in ranked), default=0)):
+                for srv, addresses in ranked:
+                    if rank < len(addresses):
+                        yield srv, addresses[rank]
+
+    def _addresses(self, target: str) -> list[str]:
+        found = [self._known.get(Question(target, kind)) for kind in self._kinds]
+        return [cast("str", address) for known in found if known is not None for address in known.records]
+
+    def _named(self, chosen: dict[tuple[str, int], Srv]) -> dict[tuple[str, str, int], str]:
+        """Name the chosen ones: as before while they stay, else target:port if the target has one address."""
+        names: dict[tuple[str, str, int], str] = {}
+        taken: set[str] = set()
+        wanted = [(srv.target, address, port) for (address, port), srv in chosen.items()]
+        for one in wanted:
+            if one in self._names:
+                names[one] = self._names[one]
+                taken.add(names[one])
+        for target, address, port in wanted:
+            if (target, address, port) not in names:
+                short = f"{target}:{port}"
+                plain = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+                name = short if len(self._addresses(target)) == 1 and short not in taken else plain
+                if name in taken:
+                    name = f"{target}/{plain}"
+                names[target, address, port] = name
+                taken.add(name)
+        return names

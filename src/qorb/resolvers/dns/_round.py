@@ -1,0 +1,314 @@
+"""One round of questions to all servers: who is asked when, and which answer counts."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qorb.resolvers.dns._values import Failed, NoRecords, Question, Records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from qorb.resolvers.dns._knowledge import Knowledge
+    from qorb.resolvers.dns._servers import Server
+    from qorb.resolvers.dns._values import Kind, Reply
+    from qorb.resolvers.dns.policy import DnsPolicy
+
+PATIENCE = 0.3
+"""Seconds for which the preferred server may keep another's differing answer waiting."""
+QUIET = 0.05
+"""What has come is published when nothing more came for so many seconds."""
+_LEAD = 1.0
+"""An answer is asked for again so many seconds before its TTL has passed, or a tenth of the TTL if that is less."""
+_OTHER_FAMILY: dict[Kind, Kind] = {"A": "AAAA", "AAAA": "A"}
+_OVERDUE = 1.0
+"""A query that has waited so many seconds no longer counts as in flight."""
+
+
+class Client(Protocol):
+    """Asks one server, for one round."""
+
+    server: Server
+
+    def ask(self, question: Question) -> asyncio.Future[Any]:
+        """Send a query, and again when it gets lost."""
+        ...
+
+    async def read(self, question: Question, asked: asyncio.Future[Any]) -> Reply:
+        """Read what came of a query, in slices."""
+        ...
+
+    async def close(self) -> None:
+        """Cancel every query, and leave no socket. Never waits."""
+        ...
+
+
+class Journal(Protocol):
+    """Who wants to know what is asked and answered."""
+
+    def asked(self, server: Server, question: Question) -> None:
+        """Be told of a query."""
+        ...
+
+    def replied(self, server: Server, question: Question, reply: Reply, seconds: float) -> None:
+        """Be told what came of it."""
+        ...
+
+
+class _LookUp:
+    """A question, and what has come of it so far."""
+
+    __slots__ = ("began", "knowledge", "question", "replies", "settled", "settled_by")
+
+    def __init__(self, question: Question, knowledge: Knowledge) -> None:
+        self.question = question
+        self.knowledge = knowledge
+        self.began = math.inf
+        """When it was first asked."""
+        self.replies: dict[Server, Reply] = {}
+        """In the order in which they came."""
+        self.settled: Reply | None = None
+        self.settled_by: Server | None = None
+        """The server whose records were used."""
+
+
+class Preference:
+    """The server whose answer was used last: as long as it answers, servers that disagree do not make the set flap."""
+
+    def __init__(self) -> None:
+        """Prefer none."""
+        self.server: Server | None = None
+
+
+class Round:
+    """Asks every server every question until one has a good answer to each, or time is up.
+
+    After run(), `failed` and `denied` tell whether there are questions to which no server gave an answer, or all said
+    that there is nothing; `refresh_at` is when the first of the answers used should be asked for again.
+    """
+
+    def __init__(
+        self,
+        clients: Sequence[Client],
+        policy: DnsPolicy,
+        preference: Preference,
+        journal: Journal,
+        changed: Callable[[], None],
+    ) -> None:
+        """Prepare to ask. `changed` is called when what has been learned should be passed on."""
+        self._clients = {client.server: client for client in clients}
+        self._policy = policy
+        self._preference = preference
+        self._journal = journal
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._look_ups: dict[Question, _LookUp] = {}
+        self._queues: dict[Server, deque[_LookUp]] = {client.server: deque() for client in clients}
+        self._in_flight: dict[asyncio.Future[Any], tuple[_LookUp, Server, float]] = {}
+        self._inbox: deque[asyncio.Future[Any]] = deque()
+        self._main: Knowledge | None = None
+        self._open = 0
+        """Look-ups that are not settled."""
+        self._held_back: dict[_LookUp, None] = {}
+        """Look-ups whose answer differs from what is known, while the preferred server may still answer."""
+        self._talked: dict[Server, None] = {}
+        """Servers that have replied to anything in this round."""
+        self._used: Server | None = None
+        """Whose answer was used last."""
+        self._news_at = math.inf
+        """When something was learned last that has not been passed on."""
+        self._waker: asyncio.Future[None] | None = None
+        self.failed = False
+        self.denied = False
+        self.refresh_at = math.inf
+
+    def add(self, knowledge: Knowledge, questions: Sequence[Question]) -> None:
+        """Ask these questions, too. What is added first is what counts as failed."""
+        if self._main is None:
+            self._main = knowledge
+        for question in questions:
+            if question not in self._look_ups:
+                self._look_ups[question] = look_up = _LookUp(question, knowledge)
+                self._open += 1
+                for queue in self._queues.values():
+                    queue.append(look_up)
+
+    async def run(self) -> None:
+        """Ask until everything is settled. Cancellation ends it at once; what was learned stays learned."""
+        deadline = self._loop.time() + self._policy.query_timeout
+        while self._open:
+            self._send()
+            await self._wait(min(deadline, self._next_moment()))
+            while self._inbox:
+                await self._read(self._inbox.popleft())
+            now = self._loop.time()
+            if now >= deadline:
+                self._give_up()
+            for look_up in tuple(self._held_back):
+                self._consider(look_up)
+            if self._news_at + QUIET <= now:
+                self._news_at = math.inf
+                self._changed()
+        if self._used is not None and self._preference.server not in self._talked:
+            self._preference.server = self._used
+
+    # Asking.
+
+    def _send(self) -> None:
+        """Send as many queries as may be in flight: first to servers that have talked, and of those the preferred."""
+        now = self._loop.time()
+        busy = sum(sent + _OVERDUE > now for _, _, sent in self._in_flight.values())
+        for server in sorted(self._queues, key=lambda one: (one not in self._talked, one != self._preference.server)):
+            queue = self._queues[server]
+            while queue and busy < self._policy.max_concurrency:
+                look_up = queue.popleft()
+                if look_up.settled is None:
+                    self._ask(server, look_up, now)
+                    busy += 1
+
+    def _ask(self, server: Server, look_up: _LookUp, now: float) -> None:
+        look_up.began = min(look_up.began, now)
+        self._journal.asked(server, look_up.question)
+        query = self._clients[server].ask(look_up.question)
+        self._in_flight[query] = (look_up, server, now)
+        query.add_done_callback(self._answered)
+
+    def _answered(self, query: asyncio.Future[Any]) -> None:
+        self._inbox.append(query)
+        self._wake()
+
+    def _next_moment(self) -> float:
+        """Give when something may be due although no answer comes."""
+        now = self._loop.time()
+        moments = [self._news_at + QUIET]
+        if any(self._queues.values()):
+            moments += [sent + _OVERDUE for _, _, sent in self._in_flight.values() if sent + _OVERDUE > now]
+        moments += [one.began + PATIENCE for one in self._held_back]
+        return min(moments)
+
+    async def _wait(self, until: float) -> None:
+        if self._inbox or until <= self._loop.time():
+            await asyncio.sleep(0)
+            return
+        self._waker = self._loop.create_future()
+        timer = self._loop.call_at(until, self._wake)
+        try:
+            await self._waker
+        finally:
+            timer.cancel()
+            self._waker = None
+
+    def _wake(self) -> None:
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
+
+    # Settling.
+
+    async def _read(self, query: asyncio.Future[Any]) -> None:
+        look_up, server, sent = self._in_flight.pop(query)
+        reply = await self._clients[server].read(look_up.question, query)
+        self._journal.replied(server, look_up.question, reply, self._loop.time() - sent)
+        self._talked[server] = None
+        if look_up.settled is None:
+            look_up.replies[server] = reply
+            self._consider(look_up)
+
+    def _consider(self, look_up: _LookUp) -> None:
+        """Settle on an answer if there is one that counts."""
+        good = [server for server, reply in look_up.replies.items() if isinstance(reply, Records)]
+        if good:
+            preferred = self._preference.server
+            server = preferred if preferred in good else good[0]
+            if self._may_use(look_up, server):
+                self._settle(look_up, look_up.replies[server], server)
+            else:
+                self._held_back[look_up] = None
+        elif self._is_denied_by_who_has_the_other_family(look_up):
+            self._settle(look_up, NoRecords("no records of this kind"), None, certain=True)
+        elif len(look_up.replies) == len(self._clients) and not self._may_the_other_family_come(look_up):
+            self._settle(look_up, _all_together(look_up.replies), None)
+
+    def _may_use(self, look_up: _LookUp, server: Server) -> bool:
+        """Whether a good answer counts now, or the preferred server is waited for."""
+        preferred = self._preference.server
+        if preferred is None or preferred not in self._clients or preferred in look_up.replies:
+            return True
+        if self._loop.time() >= look_up.began + PATIENCE:
+            return True
+        reply = look_up.replies[server]
+        return isinstance(reply, Records) and look_up.knowledge.is_what_is_known(look_up.question, reply)
+
+    def _is_denied_by_who_has_the_other_family(self, look_up: _LookUp) -> bool:
+        other = self._sibling(look_up)
+        if other is None or other.settled_by is None:
+            return False
+        return isinstance(look_up.replies.get(other.settled_by), NoRecords)
+
+    def _may_the_other_family_come(self, look_up: _LookUp) -> bool:
+        """Whether it may yet turn out that a server that has none of this family has some of the other."""
+        other = self._sibling(look_up)
+        if other is None or other.settled is not None:
+            return False
+        return len(other.replies) < len(self._clients) or other in self._held_back
+
+    def _sibling(self, look_up: _LookUp) -> _LookUp | None:
+        kind = _OTHER_FAMILY.get(look_up.question.kind)
+        return None if kind is None else self._look_ups.get(Question(look_up.question.name, kind))
+
+    def _give_up(self) -> None:
+        """Settle everything on what there is: time is up."""
+        silent = Failed(f"no answer within {self._policy.query_timeout:g} s")
+        for look_up in tuple(self._look_ups.values()):
+            if look_up.settled is None:
+                for server in self._clients:
+                    look_up.replies.setdefault(server, silent)
+                self._consider(look_up)
+        # Targets that became known just now have not been asked for yet, and will not be: what is known of them stays.
+        self._open = 0
+
+    def _settle(self, look_up: _LookUp, reply: Reply, server: Server | None, *, certain: bool = False) -> None:
+        now = self._loop.time()
+        look_up.settled = reply
+        look_up.settled_by = server
+        self._held_back.pop(look_up, None)
+        self._open -= 1
+        self._news_at = now
+        same = isinstance(reply, Records) and look_up.knowledge.is_what_is_known(look_up.question, reply)
+        look_up.knowledge.take(look_up.question, reply, now, certain=certain)
+        if isinstance(reply, Records):
+            self._used = server
+            if self._preference.server not in self._clients or not same:
+                self._preference.server = server
+            self.refresh_at = min(self.refresh_at, now + self._lifetime(reply.ttl))
+        elif isinstance(reply, NoRecords):
+            self.denied = self.denied or not certain
+        elif look_up.knowledge is self._main:
+            self.failed = True
+        else:
+            self.denied = True
+        if look_up.question.kind == "SRV":
+            self.add(look_up.knowledge, look_up.knowledge.address_questions())
+        sibling = self._sibling(look_up)
+        if sibling is not None and sibling.settled is None:
+            self._consider(sibling)
+
+    def _lifetime(self, ttl: float) -> float:
+        """Give after how many seconds to ask again: a little before the TTL has passed."""
+        policy = self._policy
+        lasts = (
+            policy.ttl_override if policy.ttl_override is not None else min(max(ttl, policy.min_ttl), policy.max_ttl)
+        )
+        return lasts - min(_LEAD, lasts / 10)
+
+
+def _all_together(replies: dict[Server, Reply]) -> Reply:
+    """Give what servers say together of which none has records: only those that answer have a vote."""
+    for reply in replies.values():
+        if isinstance(reply, NoRecords):
+            return reply
+    return Failed(
+        "; ".join(f"{server}: {reply.reason}" for server, reply in replies.items() if not isinstance(reply, Records))
+    )
