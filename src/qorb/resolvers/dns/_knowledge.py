@@ -62,10 +62,11 @@ class Knowledge:
         targets = dict.fromkeys(srv.target for srv in self._targets)
         return [Question(target, kind) for target in targets for kind in self._kinds]
 
-    def is_what_is_known(self, question: Question, records: Records) -> bool:
-        """Whether the records say the same as the last good answer."""
+    def is_what_is_known(self, question: Question, reply: Reply) -> bool:
+        """Whether the reply says the same as the last good answer."""
         known = self._srv if question.kind == "SRV" else self._known.get(question)
-        return known is not None and known.denied_at is None and set(known.records) == set(records.records)
+        said = reply.records if isinstance(reply, Records) else ()
+        return known is not None and known.denied_at is None and set(known.records) == set(said)
 
     # What was answered.
 
@@ -73,17 +74,18 @@ class Knowledge:
         """Learn from the reply on which a round has settled.
 
         That what was known is gone is believed when it is said again retry_interval after it was first said, and no
-        good answer came between. `certain`: it is believed at once, and nothing is missing, because the server that
-        says it has addresses of the other family.
+        good answer came between. `certain`: it is a good answer, because the server that says it has addresses of the
+        other family.
         """
         known = self._srv if question.kind == "SRV" else self._known.setdefault(question, _Known())
         known.reason = None if certain or isinstance(reply, Records) else reply.reason
-        if isinstance(reply, Records):
-            known.records, known.since, known.denied_at = reply.records, now, None
+        if certain or isinstance(reply, Records):
+            known.records = reply.records if isinstance(reply, Records) else ()
+            known.since, known.denied_at = now, None
         elif isinstance(reply, NoRecords):
             if known.denied_at is None:
                 known.denied_at = now
-            if certain or now >= known.denied_at + self._policy.retry_interval:
+            elif now >= known.denied_at + self._policy.retry_interval:
                 known.records = ()
         if question.kind == "SRV":
             self._forget_other_targets()

@@ -26,6 +26,8 @@ _LEAD = 1.0
 _OTHER_FAMILY: dict[Kind, Kind] = {"A": "AAAA", "AAAA": "A"}
 _OVERDUE = 1.0
 """A query that has waited so many seconds no longer counts as in flight."""
+_HOLD_UP = 3.0
+"""Seconds for which what does not answer may keep a round open although what has come is to be asked for again."""
 
 
 class Client(Protocol):
@@ -34,7 +36,7 @@ class Client(Protocol):
     server: Server
 
     def ask(self, question: Question) -> asyncio.Future[Any]:
-        """Send a query, and again when it gets lost."""
+        """Send a query, and again when it gets lost. What comes of it may be an exception, closing included."""
         ...
 
     async def read(self, question: Question, asked: asyncio.Future[Any]) -> Reply:
@@ -61,7 +63,7 @@ class Journal(Protocol):
 class _LookUp:
     """A question, and what has come of it so far."""
 
-    __slots__ = ("began", "knowledge", "question", "replies", "settled", "settled_by")
+    __slots__ = ("began", "knowledge", "question", "replies", "settled")
 
     def __init__(self, question: Question, knowledge: Knowledge) -> None:
         self.question = question
@@ -69,10 +71,8 @@ class _LookUp:
         self.began = math.inf
         """When it was first asked."""
         self.replies: dict[Server, Reply] = {}
-        """In the order in which they came."""
+        """In the order in which they came, those that came too late to count included."""
         self.settled: Reply | None = None
-        self.settled_by: Server | None = None
-        """The server whose records were used."""
 
 
 class Preference:
@@ -105,6 +105,7 @@ class Round:
         self._journal = journal
         self._changed = changed
         self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
         self._look_ups: dict[Question, _LookUp] = {}
         self._queues: dict[Server, deque[_LookUp]] = {client.server: deque() for client in clients}
         self._in_flight: dict[asyncio.Future[Any], tuple[_LookUp, Server, float]] = {}
@@ -138,14 +139,13 @@ class Round:
 
     async def run(self) -> None:
         """Ask until everything is settled. Cancellation ends it at once; what was learned stays learned."""
-        deadline = self._loop.time() + self._policy.query_timeout
         while self._open:
             self._send()
-            await self._wait(min(deadline, self._next_moment()))
+            await self._wait(min(self._deadline(), self._next_moment()))
             while self._inbox:
                 await self._read(self._inbox.popleft())
             now = self._loop.time()
-            if now >= deadline:
+            if now >= self._deadline():
                 self._give_up()
             for look_up in tuple(self._held_back):
                 self._consider(look_up)
@@ -154,6 +154,10 @@ class Round:
                 self._changed()
         if self._used is not None and self._preference.server not in self._talked:
             self._preference.server = self._used
+
+    def _deadline(self) -> float:
+        """Give when the round ends whatever is missing: what never answers must not keep the rest from its refresh."""
+        return min(self._began + self._policy.query_timeout, max(self.refresh_at, self._began + _HOLD_UP))
 
     # Asking.
 
@@ -177,6 +181,8 @@ class Round:
         query.add_done_callback(self._answered)
 
     def _answered(self, query: asyncio.Future[Any]) -> None:
+        if not query.cancelled():
+            query.exception()  # when the round is over nobody reads it, and asyncio would complain of that
         self._inbox.append(query)
         self._wake()
 
@@ -212,40 +218,46 @@ class Round:
         reply = await self._clients[server].read(look_up.question, query)
         self._journal.replied(server, look_up.question, reply, self._loop.time() - sent)
         self._talked[server] = None
-        if look_up.settled is None:
-            look_up.replies[server] = reply
-            self._consider(look_up)
+        look_up.replies[server] = reply
+        self._consider(look_up)
+        self._consider(self._sibling(look_up))
 
-    def _consider(self, look_up: _LookUp) -> None:
+    def _consider(self, look_up: _LookUp | None) -> None:
         """Settle on an answer if there is one that counts."""
-        good = [server for server, reply in look_up.replies.items() if isinstance(reply, Records)]
-        if good:
-            preferred = self._preference.server
-            server = preferred if preferred in good else good[0]
-            if self._may_use(look_up, server):
-                self._settle(look_up, look_up.replies[server], server)
-            else:
-                self._held_back[look_up] = None
-        elif self._is_denied_by_who_has_the_other_family(look_up):
-            self._settle(look_up, NoRecords("no records of this kind"), None, certain=True)
-        elif len(look_up.replies) == len(self._clients) and not self._may_the_other_family_come(look_up):
-            self._settle(look_up, _all_together(look_up.replies), None)
+        if look_up is None or look_up.settled is not None:
+            return
+        server = self._who_has_an_answer(look_up)
+        if server is None:
+            if len(look_up.replies) == len(self._clients) and not self._may_the_other_family_come(look_up):
+                self._settle(look_up, _all_together(look_up.replies), None)
+        elif self._may_use(look_up, server):
+            self._settle(look_up, look_up.replies[server], server)
+        else:
+            self._held_back[look_up] = None
+
+    def _who_has_an_answer(self, look_up: _LookUp) -> Server | None:
+        """Give the preferred server if it has a good answer; else one with records; else one that has none of them.
+
+        That there are no records of one family is a good answer from a server that has records of the other.
+        """
+        other = self._sibling(look_up)
+        records = [server for server, reply in look_up.replies.items() if isinstance(reply, Records)]
+        nothing = [
+            server
+            for server, reply in look_up.replies.items()
+            if isinstance(reply, NoRecords) and other is not None and isinstance(other.replies.get(server), Records)
+        ]
+        preferred = self._preference.server
+        return preferred if preferred in records + nothing else next(iter(records + nothing), None)
 
     def _may_use(self, look_up: _LookUp, server: Server) -> bool:
         """Whether a good answer counts now, or the preferred server is waited for."""
         preferred = self._preference.server
-        if preferred is None or preferred not in self._clients or preferred in look_up.replies:
+        if preferred not in self._clients or preferred in look_up.replies:
             return True
         if self._loop.time() >= look_up.began + PATIENCE:
             return True
-        reply = look_up.replies[server]
-        return isinstance(reply, Records) and look_up.knowledge.is_what_is_known(look_up.question, reply)
-
-    def _is_denied_by_who_has_the_other_family(self, look_up: _LookUp) -> bool:
-        other = self._sibling(look_up)
-        if other is None or other.settled_by is None:
-            return False
-        return isinstance(look_up.replies.get(other.settled_by), NoRecords)
+        return look_up.knowledge.is_what_is_known(look_up.question, look_up.replies[server])
 
     def _may_the_other_family_come(self, look_up: _LookUp) -> bool:
         """Whether it may yet turn out that a server that has none of this family has some of the other."""
@@ -260,7 +272,7 @@ class Round:
 
     def _give_up(self) -> None:
         """Settle everything on what there is: time is up."""
-        silent = Failed(f"no answer within {self._policy.query_timeout:g} s")
+        silent = Failed(f"no answer within {self._loop.time() - self._began:.3g} s")
         for look_up in tuple(self._look_ups.values()):
             if look_up.settled is None:
                 for server in self._clients:
@@ -269,39 +281,36 @@ class Round:
         # Targets that became known just now have not been asked for yet, and will not be: what is known of them stays.
         self._open = 0
 
-    def _settle(self, look_up: _LookUp, reply: Reply, server: Server | None, *, certain: bool = False) -> None:
+    def _settle(self, look_up: _LookUp, reply: Reply, server: Server | None) -> None:
+        """Take a reply for the answer: that of a server, or what all say together."""
         now = self._loop.time()
+        same = look_up.knowledge.is_what_is_known(look_up.question, reply)
         look_up.settled = reply
-        look_up.settled_by = server
         self._held_back.pop(look_up, None)
         self._open -= 1
         self._news_at = now
-        same = isinstance(reply, Records) and look_up.knowledge.is_what_is_known(look_up.question, reply)
-        look_up.knowledge.take(look_up.question, reply, now, certain=certain)
-        if isinstance(reply, Records):
+        look_up.knowledge.take(look_up.question, reply, now, certain=server is not None)
+        if server is not None:
             self._used = server
             if self._preference.server not in self._clients or not same:
                 self._preference.server = server
+        if isinstance(reply, Records):
             self.refresh_at = min(self.refresh_at, now + self._lifetime(reply.ttl))
-        elif isinstance(reply, NoRecords):
-            self.denied = self.denied or not certain
-        elif look_up.knowledge is self._main:
+        elif server is None and isinstance(reply, Failed) and look_up.knowledge is self._main:
             self.failed = True
-        else:
+        elif server is None:
             self.denied = True
         if look_up.question.kind == "SRV":
             self.add(look_up.knowledge, look_up.knowledge.address_questions())
-        sibling = self._sibling(look_up)
-        if sibling is not None and sibling.settled is None:
-            self._consider(sibling)
+        self._consider(self._sibling(look_up))
 
     def _lifetime(self, ttl: float) -> float:
-        """Give after how many seconds to ask again: a little before the TTL has passed."""
+        """Give after how many seconds to ask again: a little before the TTL has passed, after query_interval at most."""
         policy = self._policy
         lasts = (
             policy.ttl_override if policy.ttl_override is not None else min(max(ttl, policy.min_ttl), policy.max_ttl)
         )
-        return lasts - min(_LEAD, lasts / 10)
+        return min(lasts - min(_LEAD, lasts / 10), policy.query_interval)
 
 
 def _all_together(replies: dict[Server, Reply]) -> Reply:

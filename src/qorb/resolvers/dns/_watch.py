@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING
 
 from qorb.errors import ResolveError
@@ -99,13 +100,14 @@ class DnsWatch:
         return [*given, *(Server(one.host, one.port) for one in learned if one.address not in known)]
 
     def _next(self, began: float, done: Round) -> float:
+        """Give when to ask again: before a TTL has passed that was used, and sooner if something is missing."""
+        due = done.refresh_at
         if done.failed:
-            return self._after_failure(began)
-        self._failures = 0
-        now = self._loop.time()
-        due = min(done.refresh_at, now + self._policy.query_interval)
-        if done.denied:
-            due = min(due, now + self._policy.retry_interval)
+            due = min(due, self._after_failure(began))
+        else:
+            self._failures = 0
+            pause = min(self._policy.query_interval, self._policy.retry_interval if done.denied else math.inf)
+            due = min(due, self._loop.time() + pause)
         return max(due, began + _APART)
 
     def _after_failure(self, began: float) -> float:

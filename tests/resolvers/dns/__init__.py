@@ -1,0 +1,1 @@
+"""Backends found through DNS."""
