@@ -22,6 +22,7 @@ LAYERS = (
     {"_tasks"},
     {"_resolving"},
     {"resolver"},
+    {"watching"},
     {"_slot"},
     {"_slot_set"},
     {"_diagnosis", "_termination"},
@@ -58,6 +59,8 @@ MAY_END_OTHERWISE = {
     ("qorb.testing._fakes", "_go_on_regardless"),
     # Keeps the cancellation until its thread has ended, then raises it.
     ("qorb.connectors.tcp", "_look_up"),
+    # Keeps the cancellation until its tasks have ended, then raises it.
+    ("qorb.watching", "run"),
 }
 
 

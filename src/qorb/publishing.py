@@ -40,20 +40,31 @@ class Publisher:
     def query_failed(self, server: str, question: str, reason: str) -> None:
         """Tell that it has none, or did not answer."""
 
-    def instead(self, publish: Callable[[Iterable[Backend]], None]) -> Publisher:
-        """Give one that tells the same, but passes sets on to somebody else: for resolvers made of resolvers."""
-        return _Instead(self, publish)
+    def instead(
+        self, publish: Callable[[Iterable[Backend]], None], failed: Callable[[ResolveError], None] | None = None
+    ) -> Publisher:
+        """Give one that tells the same, but passes sets on to somebody else: for resolvers made of resolvers.
+
+        With `failed` it passes on to somebody else, too, why there is no newer set.
+        """
+        return _Instead(self, publish, failed)
 
 
 class _Instead(Publisher):
-    __slots__ = ("_told",)
+    __slots__ = ("_failed", "_told")
 
-    def __init__(self, told: Publisher, publish: Callable[[Iterable[Backend]], None]) -> None:
+    def __init__(
+        self,
+        told: Publisher,
+        publish: Callable[[Iterable[Backend]], None],
+        failed: Callable[[ResolveError], None] | None,
+    ) -> None:
         super().__init__(publish)
         self._told = told
+        self._failed = told.failed if failed is None else failed
 
     def failed(self, error: ResolveError) -> None:
-        self._told.failed(error)
+        self._failed(error)
 
     def query_started(self, server: str, question: str) -> None:
         self._told.query_started(server, question)

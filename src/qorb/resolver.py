@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qorb.errors import ResolveError
     from qorb.events import Event
 
-_RETRY = (1.0, 30.0, 0.020)
+RETRY = (1.0, 30.0, 0.020)
 """The first and the longest pause before a watch() that ended is started again, and their spread, in seconds."""
 
 
@@ -66,7 +66,7 @@ class Monitor:
 
     def _start(self) -> None:
         if self._tasks is not None and self._timers is not None:
-            backoff = Backoff(*_RETRY, random.Random())
+            backoff = Backoff(*RETRY, random.Random())
             name = f"qorb monitor of {type(self._resolver).__name__}"
             self._tasks.start(Watch(name, self._resolver, self, self._timers, backoff))
 
