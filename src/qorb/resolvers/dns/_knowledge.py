@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, cast
 
 from qorb.backend import Backend
 from qorb.resolvers.dns._values import Kind, NoRecords, Question, Records, Srv
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from qorb.resolvers.dns._values import Reply
     from qorb.resolvers.dns.policy import DnsPolicy
 
 _FAMILIES: dict[str, tuple[Kind, ...]] = {"any": ("A", "AAAA"), "ipv4": ("A",), "ipv6": ("AAAA",)}
+
+_LOOK_AT = 16
+"""So many times as many addresses as may be used are looked at: every target may have the same ones."""
 
 
 @dataclass(slots=True)
@@ -31,6 +34,8 @@ class _Known:
     """When the last good answer came."""
     denied_at: float | None = None
     """When it was first said, with no good answer since, that there is nothing."""
+    denied: bool = False
+    """That there is nothing is believed."""
     reason: str | None = None
     """Why there is nothing, or nothing newer."""
 
@@ -48,6 +53,8 @@ class Knowledge:
         self._plain = default_port is not None
         if default_port is not None:
             self._srv.records = (Srv(0, 1, default_port, service),)
+        self._former: tuple[Srv, ...] = ()
+        """Targets that DNS no longer names, while nothing can be found out about those that it names now."""
         self._known: dict[Question, _Known] = {}
         self._names: dict[tuple[str, str, int], str] = {}
 
@@ -79,16 +86,28 @@ class Knowledge:
         """
         known = self._srv if question.kind == "SRV" else self._known.setdefault(question, _Known())
         known.reason = None if certain or isinstance(reply, Records) else reply.reason
+        before = self._targets
         if certain or isinstance(reply, Records):
             known.records = reply.records if isinstance(reply, Records) else ()
-            known.since, known.denied_at = now, None
+            known.since, known.denied_at, known.denied = now, None, not known.records
         elif isinstance(reply, NoRecords):
             if known.denied_at is None:
                 known.denied_at = now
             elif now >= known.denied_at + self._policy.retry_interval:
-                known.records = ()
-        if question.kind == "SRV":
-            self._forget_other_targets()
+                known.records, known.denied = (), True
+        if self._has_addresses(before):
+            self._former = before
+        if self._has_addresses(self._targets) or self._is_denied():
+            self._former = ()
+        self._forget_other_targets()
+
+    def _has_addresses(self, targets: Iterable[Srv]) -> bool:
+        return any(self._addresses(srv.target) for srv in targets)
+
+    def _is_denied(self) -> bool:
+        """Whether it is believed that there are no backends."""
+        asked = [self._known.get(question) for question in self.address_questions()] if self._targets else [self._srv]
+        return all(known is not None and known.denied for known in asked)
 
     def expire(self, now: float) -> None:
         """Drop what has gone without a good answer for as long as stale_limit."""
@@ -106,7 +125,7 @@ class Knowledge:
         return [known for known in answered if known.records]
 
     def _forget_other_targets(self) -> None:
-        targets = {srv.target for srv in self._targets}
+        targets = {srv.target for srv in (*self._targets, *self._former)}
         for question in [question for question in self._known if question.name not in targets]:
             del self._known[question]
 
@@ -132,10 +151,10 @@ class Knowledge:
         target by name. At most `most` are used: lower priority values first; of equals, first one address of each.
         """
         chosen: dict[tuple[str, int], Srv] = {}
-        for srv, address in self._in_order_of_choice():
+        for srv, address in islice(self._in_order_of_choice(), _LOOK_AT * self._most):
             other = chosen.get((address, srv.port))
             if other is None and len(chosen) == self._most:
-                break
+                continue
             if other is None or (srv.priority, srv.target) < (other.priority, other.target):
                 chosen[address, srv.port] = srv
         self._names = self._named(chosen)
@@ -147,7 +166,7 @@ class Knowledge:
         )
 
     def _in_order_of_choice(self) -> Iterator[tuple[Srv, str]]:
-        for _, group in groupby(self._targets, lambda srv: srv.priority):
+        for _, group in groupby(self._former or self._targets, lambda srv: srv.priority):
             ranked = [(srv, self._addresses(srv.target)) for srv in group]
             for rank in range(max((len(addresses) for _, addresses in ranked), default=0)):
                 for srv, addresses in ranked:
