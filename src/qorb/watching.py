@@ -88,6 +88,7 @@ class _Together:
             self._tasks.stop_all()
 
     def _abandon(self) -> None:
+        self._ended = None
         if self._loop.is_closed():
             self._tasks.destroy_all()
         else:

@@ -92,6 +92,8 @@ class FakeClient:
         self._asked: list[asyncio.Future[Any]] = []
         self._timers: list[asyncio.TimerHandle] = []
         self.closed = False
+        self.task = asyncio.current_task()
+        """Whose client it is."""
         net.opened += 1
         net.open[self] = None
 
@@ -200,7 +202,7 @@ class Seen:
 
 @contextlib.asynccontextmanager
 async def watching(net: Net, resolver: DnsResolver | None = None, **policy: Any) -> AsyncIterator[Seen]:
-    """Run a resolver's watch(); when it has been cancelled no client may be open."""
+    """Run a resolver's watch(); when it has been cancelled none of its clients may be open."""
     seen = Seen()
     watch = (net.resolver(**policy) if resolver is None else resolver).watch(seen)
     task = asyncio.create_task(watch)
@@ -210,5 +212,5 @@ async def watching(net: Net, resolver: DnsResolver | None = None, **policy: Any)
     finally:
         task.cancel()
         await asyncio.wait([task])
-        assert not net.open
     assert task.cancelled()
+    assert not [client for client in net.open if client.task is task]

@@ -15,7 +15,6 @@ from tests.resolvers.dns.fakes import (
     NXDOMAIN,
     REFUSED,
     SERVFAIL,
-    SERVICE,
     SILENCE,
     SRV,
     FakeServer,
@@ -430,23 +429,21 @@ def test_several_watches_of_one_resolver_do_not_disturb_each_other():
     async def main():
         net = Net(ns1=FakeServer().serves(OLD))
         resolver = net.resolver()
-        async with watching(net, resolver) as first, watching(Net(), resolver) as second:
+        async with watching(net, resolver) as first, watching(net, resolver) as second:
             await asyncio.sleep(100)
             assert first.all_hosts == second.all_hosts == [["10.1.0.1"]]
-            await asyncio.sleep(30 - 100 % 29)
 
     run(main)
 
 
-def test_one_question_for_a_target_of_several_records():
+def test_a_target_with_several_records_is_asked_for_once():
     async def main():
         server = FakeServer()
-        server.has(SRV, srv("t1.example.com", 1), srv("T1.example.com".lower(), 2), srv("t1.example.com", 1))
+        server.has(SRV, srv("t1.example.com", 1), srv("t1.example.com", 2), srv("t1.example.com", 1))
         server.has("t1.example.com A", "10.1.0.1")
         async with watching(Net(ns1=server)) as seen:
             await asyncio.sleep(1)
             assert [question for _, question in server.asked] == [SRV, "t1.example.com A", "t1.example.com AAAA"]
             assert seen.names == ["t1.example.com:1", "t1.example.com:2"]
-            assert SERVICE in SRV
 
     run(main)

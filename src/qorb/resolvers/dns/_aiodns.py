@@ -73,43 +73,47 @@ class AiodnsClient:
             return _failure(error)
         if error is not None:
             return Failed(describe(error))
-        return await self._records(question, asked.result().answer)
-
-    async def _records(self, question: Question, found: Sequence[pycares.DNSRecord]) -> Reply:
-        """Follow the CNAMEs from the name that was asked for; only what stands at their end counts."""
-        cnames: dict[str, tuple[str, int]] = {}
-        targets: dict[str, list[Srv]] = {}
-        addresses: dict[str, list[str]] = {}
-        ttls: dict[str, int] = {}
-        async for record in in_slices(found):
-            owner, datum = canonical(record.name), record.data
-            if isinstance(datum, pycares.CNAMERecordData):
-                cnames[owner] = (canonical(datum.cname), record.ttl)
-                continue
-            if isinstance(datum, pycares.SRVRecordData) and question.kind == "SRV":
-                srv = Srv(datum.priority, datum.weight, datum.port, canonical(datum.target))
-                targets.setdefault(owner, []).append(srv)
-            elif isinstance(datum, pycares.ARecordData | pycares.AAAARecordData) and _is_of(datum, question):
-                addresses.setdefault(owner, []).append(datum.addr)
-            else:
-                continue
-            ttls[owner] = min(record.ttl, ttls.get(owner, record.ttl))
-        owner, passed = question.name, []
-        while owner not in ttls and owner in cnames:
-            owner, ttl = cnames[owner]
-            passed.append(ttl)
-            if len(passed) > MAX_CNAMES:
-                return Failed(f"more than {MAX_CNAMES} CNAMEs in a row, or a loop of them")
-        lasts = float(min([*passed, ttls.get(owner, 0)]))
-        if question.kind == "SRV":
-            return await self._sieve.targets(targets.get(owner, []), lasts, len(passed))
-        return await self._sieve.addresses(
-            question, addresses.get(owner, []), lasts, len(passed), loopback=self.server.on_loopback
-        )
+        return await read_records(question, asked.result().answer, self._sieve, loopback=self.server.on_loopback)
 
     async def close(self) -> None:
         """Cancel every query, and leave no socket. Never waits, so no cancellation can strike here."""
         await self._resolver.close()
+
+
+async def read_records(
+    question: Question, found: Sequence[pycares.DNSRecord], sieve: Sieve, *, loopback: bool
+) -> Reply:
+    """Follow the CNAMEs from the name that was asked for; only what stands at their end counts.
+
+    `loopback`: the answer may name addresses of this machine.
+    """
+    cnames: dict[str, tuple[str, int]] = {}
+    targets: dict[str, list[Srv]] = {}
+    addresses: dict[str, list[str]] = {}
+    ttls: dict[str, int] = {}
+    async for record in in_slices(found):
+        owner, datum = canonical(record.name), record.data
+        if isinstance(datum, pycares.CNAMERecordData):
+            cnames[owner] = (canonical(datum.cname), record.ttl)
+            continue
+        if isinstance(datum, pycares.SRVRecordData) and question.kind == "SRV":
+            srv = Srv(datum.priority, datum.weight, datum.port, canonical(datum.target))
+            targets.setdefault(owner, []).append(srv)
+        elif isinstance(datum, pycares.ARecordData | pycares.AAAARecordData) and _is_of(datum, question):
+            addresses.setdefault(owner, []).append(datum.addr)
+        else:
+            continue
+        ttls[owner] = min(record.ttl, ttls.get(owner, record.ttl))
+    owner, passed = question.name, []
+    while owner not in ttls and owner in cnames:
+        owner, ttl = cnames[owner]
+        passed.append(ttl)
+        if len(passed) > MAX_CNAMES:
+            return Failed(f"more than {MAX_CNAMES} CNAMEs in a row, or a loop of them")
+    lasts = float(min([*passed, ttls.get(owner, 0)]))
+    if question.kind == "SRV":
+        return await sieve.targets(targets.get(owner, []), lasts, len(passed))
+    return await sieve.addresses(question, addresses.get(owner, []), lasts, len(passed), loopback=loopback)
 
 
 def _is_of(datum: pycares.ARecordData | pycares.AAAARecordData, question: Question) -> bool:

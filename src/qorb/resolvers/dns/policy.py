@@ -13,13 +13,15 @@ from qorb.resolvers.dns._names import check_name
 
 _FAMILIES = ("any", "ipv4", "ipv6")
 _COUNTS = ("max_concurrency", "max_backends")
-_DURATIONS = ("query_interval", "retry_interval", "query_timeout", "min_ttl", "max_ttl", "stale_limit")
+_DURATIONS = ("query_interval", "retry_interval", "query_timeout", "min_ttl", "max_ttl", "stale_limit", "ttl_override")
+_POSITIVE = ("query_timeout", "stale_limit")  # of the others, 0 is what the second between two rounds makes of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DnsPolicy:
     """How DNS is asked. Durations are in seconds; math.inf means never.
 
+    Whatever the durations and the TTLs are, two rounds of questions never start less than a second apart.
     Every value is checked when the policy is made: PolicyError names the field that is wrong.
     """
 
@@ -57,10 +59,12 @@ class DnsPolicy:
             if not is_count(getattr(self, name)) or getattr(self, name) < 1:
                 _refuse(name, f"a whole number from 1 to {sys.maxsize}", getattr(self, name))
         for name in _DURATIONS:
-            if not is_duration(getattr(self, name)) or getattr(self, name) == 0:
-                _refuse(name, "a number of seconds, more than 0 (math.inf: never)", getattr(self, name))
-        if self.ttl_override is not None and (not is_duration(self.ttl_override) or self.ttl_override == 0):
-            _refuse("ttl_override", "a number of seconds, more than 0, or None", self.ttl_override)
+            value = getattr(self, name)
+            if name == "ttl_override" and value is None:
+                continue
+            if not is_duration(value) or (value == 0 and name in _POSITIVE):
+                least = "more than 0" if name in _POSITIVE else "0 or more"
+                _refuse(name, f"a number of seconds, {least} (math.inf: never)", value)
         if self.min_ttl > self.max_ttl:
             _refuse("min_ttl", f"at most max_ttl, which is {self.max_ttl:g}", self.min_ttl)
         if self.family not in _FAMILIES:
