@@ -201,7 +201,10 @@ class Slot(Generic[C]):
         if self.too_old:
             self.renew()
             return False
-        if not self.owner.engine.seems_open(self):
+        fit = self.owner.engine.seems_open(self)
+        if self.state is not UNCLAIMED:  # is_closed() has made calls of its own, and the slot went another way
+            return False
+        if not fit:
             self.owner.found_closed(self)
             return False
         self.owner.note_idle()  # while it is checked it is not among the idle ones

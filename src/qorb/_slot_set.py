@@ -377,7 +377,7 @@ class SlotSet(Ranked, Generic[C]):
         """Replace an idle connection that is visibly dead, and any other idle one of this backend that is too."""
         slot.renew()
         for other in tuple(self.idle):
-            if other.state is UNCLAIMED and not self.engine.seems_open(other):
+            if other.state is UNCLAIMED and not self.engine.seems_open(other) and other.state is UNCLAIMED:
                 other.renew()
 
     def acquire_failed(self, slot: Slot[C], error: BaseException) -> None:

@@ -81,7 +81,14 @@ class ClaimRequest(Attempt, Generic[C]):
             if slots is None:
                 return self._enter()
         slot = slots.idle[-1]
-        if desk.checks_closed and not desk.engine.seems_open(slot):
+        if desk.checks_closed and not (
+            desk.engine.seems_open(slot)
+            # is_closed() may have made calls of its own: is it still this slot's turn?
+            and desk.quick
+            and best.low.head is slots
+            and slots.idle
+            and slots.idle[-1] is slot
+        ):
             return self._enter()
         best.low.head = slots.next
         slots.idle.pop()
@@ -133,7 +140,13 @@ class ClaimRequest(Attempt, Generic[C]):
             return _nothing()
         self.slot = None
         kind = exc[0]
-        if kind is None and desk.swift and not slot.odd and (not desk.checks_closed or desk.engine.seems_open(slot)):
+        if (
+            kind is None
+            and desk.swift
+            and not slot.odd
+            # What is_closed() may have called is the reason to look again.
+            and (not desk.checks_closed or (desk.engine.seems_open(slot) and desk.swift and not slot.odd))
+        ):
             slot.state = UNCLAIMED
             slots = slot.owner
             slots.idle.append(slot)
@@ -145,7 +158,7 @@ class ClaimRequest(Attempt, Generic[C]):
             kind is None
             and desk.brisk
             and not slot.odd
-            and (not desk.checks_closed or desk.engine.seems_open(slot))
+            and (not desk.checks_closed or (desk.engine.seems_open(slot) and desk.brisk and not slot.odd))
             and (first := desk.line.pop()) is not None
         ):
             if not desk.line.waiting:
