@@ -342,6 +342,19 @@ def test_the_live_table_says_how_many_backends_it_leaves_out():
     assert f"and {64 - shown} more backends" in [line.plain for line in lines]
 
 
+def test_the_live_table_leaves_out_those_that_nothing_has_happened_to():
+    view = live_view(64)
+    names = [f"echo-{number:02}" for number in range(1, 64)]
+    view.lines(frame_of([backend_stats(name) for name in names]), 80, 24)
+    changed = [backend_stats(name, online=name != "echo-40") for name in names]
+    view.lines(frame_of(changed), 80, 24)
+    for _ in range(3):
+        lines = view.lines(frame_of([*changed, backend_stats("echo-64")]), 80, 24)
+    shown = [line.plain.partition(" ")[0] for line in lines if line.plain.startswith("echo-")]
+    assert shown[-2:] == ["echo-40", "echo-64"]
+    assert shown == sorted(shown)
+
+
 def test_no_step_is_cut_off_at_80_columns():
     for step in scenario(64):
         view = LiveView()
