@@ -65,7 +65,7 @@ class EchoServer:
         return len(self._conversations)
 
     async def start(self) -> None:
-        """Accept connections. NoPortError when there is no port. Cancelled: it accepts none and may be started again."""
+        """Accept connections. NoPortError when there is no port. Cancelled: it does not, and may be started again."""
         loop = asyncio.get_running_loop()
         if self._socket is None:
             self._socket = self._reserve()
