@@ -58,7 +58,7 @@ class LiveView:
         self._frames = 0
         self._conditions: dict[str, tuple[str, bool]] = {}
         self._changed: dict[str, int] = {}
-        """For each backend the frame in which its condition was seen to change last; it came in the first one: 1."""
+        """For each backend the number of the frame in which it came, or was in another condition than before."""
 
     def __enter__(self) -> Self:
         self._live.__enter__()
