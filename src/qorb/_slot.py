@@ -317,7 +317,10 @@ class Slot(Generic[C]):
             self._outgoing = connection
             return
         self.connection = connection
-        if not engine.seems_open(self):  # a failure, with a pause: otherwise who waits would drive it round and round
+        fit = engine.seems_open(self)
+        if self.state is not CONNECTING:  # is_closed() has ended the slot, and the connection with it
+            return
+        if not fit:  # a failure, with a pause: otherwise who waits would drive it round and round
             self.connection, self._outgoing = None, connection
             raise CallFailedError(
                 ConnectError("connect() returned a connection that is closed already", self.backend.name)
