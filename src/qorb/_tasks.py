@@ -7,7 +7,7 @@ import logging
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from qorb.errors import ConnectError, describe
+from qorb.errors import ConnectError, describe, presentable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -182,7 +182,9 @@ class Call(Generic[T]):
         except Exception as error:  # noqa: BLE001 - user code
             raise CallFailedError(error) from None
         except BaseException as error:  # noqa: BLE001 - user code; what must pass has passed above
-            loop.call_exception_handler({"message": "qorb: user code raised a BaseException", "exception": error})
+            loop.call_exception_handler(
+                {"message": "qorb: user code raised a BaseException", "exception": presentable(error)}
+            )
             raise CallFailedError(error) from None
         finally:
             if limit is not None:
