@@ -441,8 +441,12 @@ class SlotSet(Ranked, Generic[C]):
     def _failed(self, error: BaseException) -> None:
         now = self.engine.loop.time()
         self.last_error_text = describe(error)
-        self.last_error = ConnectError(f"{self.backend.name}: {self.last_error_text}", self.backend.name)
-        self.last_error.__cause__ = presentable(error)
+        cause = presentable(error)
+        if isinstance(cause, ConnectError) and cause.backend == self.backend.name:
+            self.last_error = cause  # it says all that there is to say
+        else:
+            self.last_error = ConnectError(f"{self.backend.name}: {self.last_error_text}", self.backend.name)
+            self.last_error.__cause__ = cause
         self.last_error_time = now
         self.failures.add(now)
         self._weigh_failures()
