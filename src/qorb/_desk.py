@@ -182,6 +182,8 @@ class Desk(Generic[C]):
         slot.owner.total_claims += 1
         if engine.observer is not None:
             engine.emit(events.ClaimDone(engine.name, attempt.id, slot.id, self.clock() - attempt.started))
+            if slot.detached:  # on its way here
+                self.handed_back(slot)
         return slot
 
     async def _next_turn(self) -> None:
@@ -360,7 +362,7 @@ class Desk(Generic[C]):
         if slot.revoked or slot.detached:
             self.discard(slot)
             return
-        self._returned(slot)
+        self.handed_back(slot)
         if slot.odd:
             self._take_back_odd(slot)
         else:
@@ -475,7 +477,7 @@ class Desk(Generic[C]):
         attempt.failure = presentable(error)
         if engine.observer is not None:
             engine.emit(events.ClaimAcquireFailed(engine.name, attempt.id, slot.id, describe(error)))
-        self._returned(slot)
+        self.handed_back(slot)
         if slot.state is CLAIMED:
             slot.owner.acquire_failed(slot, error)
         self._after_release()
@@ -489,7 +491,7 @@ class Desk(Generic[C]):
             return
         if outcome is not Outcome.CLEAN and self.loop.is_closed():
             return  # a block was left because its task was collected; the connection is closed with the pool
-        self._returned(slot)
+        self.handed_back(slot)
         recycled = self._must_recycle(slot, outcome)
         # What the connector is asked may make calls of its own: the slot is looked at after the answers.
         fit = not recycled and not slot.odd and self.open and self.engine.seems_open(slot)
@@ -510,7 +512,7 @@ class Desk(Generic[C]):
         """Take back a connection that is not to be used again. Never waits."""
         if self.engine.forked:
             return
-        self._returned(slot)
+        self.handed_back(slot)
         self._dispose(slot)
 
     def _dispose(self, slot: Slot[C]) -> None:
@@ -541,10 +543,12 @@ class Desk(Generic[C]):
             self.engine.user_code_failed("needs_recycle()", failure.error)
             return True
 
-    def _returned(self, slot: Slot[C]) -> None:
+    def handed_back(self, slot: Slot[C]) -> None:
+        """Tell the observer, once, that the slot is no longer its claimer's."""
         engine = self.engine
-        if engine.observer is not None:
-            engine.emit(events.HandleReturned(engine.name, slot.claim_id, slot.id, slot.owner.backend.name))
+        if engine.observer is not None and slot.claim_id:
+            claim_id, slot.claim_id = slot.claim_id, 0
+            engine.emit(events.HandleReturned(engine.name, claim_id, slot.id, slot.owner.backend.name))
 
     def _pass_on(self, slot: Slot[C]) -> None:
         """Give the connection to the first in line, or put it among the idle ones."""
@@ -573,7 +577,9 @@ class Desk(Generic[C]):
         elif worn or slot.stale:
             slot.move(CONNECTING)
         else:
-            slot.odd = slot.due
+            if slot.holder is not None:  # somebody had it
+                slot.owner.connection_proven(slot)
+            slot.odd = slot.due or not slot.proven
             self._pass_on(slot)
             return
         self._after_release()

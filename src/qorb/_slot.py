@@ -55,9 +55,11 @@ class Slot(Generic[C]):
         "backend",
         "call",
         "claim_id",
+        "connected_at",
         "connection",
         "detached",
         "due",
+        "fresh_round",
         "holder",
         "id",
         "idle_by",
@@ -65,12 +67,14 @@ class Slot(Generic[C]):
         "odd",
         "owner",
         "place",
+        "proven",
         "ready",
         "replaces",
         "revoked",
         "since",
         "site",
         "state",
+        "untold",
         "warned_since",
     )
 
@@ -86,7 +90,7 @@ class Slot(Generic[C]):
         self.ready: asyncio.Future[C] | None = None
         """A finished future that bears the connection: awaiting it costs less than a coroutine."""
         self.odd = False
-        """A release must take the long way and look: the slot is due, stale, leaving or revoked."""
+        """A release must take the long way and look: the slot is due, stale, leaving, revoked, or not proven yet."""
         self.due = False
         """A check or the end of the connection's lifetime is due."""
         self.holder: weakref.ref[asyncio.Task[Any]] | None = None
@@ -100,15 +104,23 @@ class Slot(Generic[C]):
         self.warned_since = -math.inf
         """`since` of the claim that was logged for its length."""
         self.claim_id = 0
+        """The claim that the observer was told it was handed to; 0 when he was told that it came back."""
         self.place = 0
         """Where among the idle connections it is to stand: the last is handed out first."""
         self.attempting = False
         self.acquire_round = 0
         """The round of the backend's on_acquire backoff in which the connection was made."""
+        self.fresh_round = 0
+        """The round of the backend's backoff for connections that die young in which it was made."""
+        self.connected_at = 0.0
+        self.proven = False
+        """The connection served a claim, or passed a check, and was open afterwards."""
         self.replaces = replaces
         self.revoked = False
         self.detached = False
         self.call: Call[Any] | None = None
+        self.untold: type[events._SlotFailure] | None = None
+        """What the observer has to be told if what it was told the start of comes to no other end."""
         self._outgoing: C | None = None
         """A connection that is to be closed before anything else."""
         self._outcome = Outcome.CLEAN
@@ -154,7 +166,7 @@ class Slot(Generic[C]):
         """End at once: nothing is waited out, the connection is aborted. A claim that is still out is revoked."""
         self._stopped = True
         if self.state is CLAIMED:
-            self.revoked = True
+            self._revoke()
         if self.state is not TERMINATED:
             self.move(TERMINATED)
         if self.call is not None:
@@ -163,9 +175,15 @@ class Slot(Generic[C]):
             self._abort_outgoing()
         self.wake()
 
+    def _revoke(self) -> None:
+        self.revoked = True
+        self.owner.engine.desk.handed_back(self)
+
     def detach(self) -> None:
         """Leave the claimed connection to its claimer, who aborts it on release; the slot ends."""
         self.detached = True
+        if self.holder is not None:  # otherwise its claimer has not come for it yet
+            self.owner.engine.desk.handed_back(self)
         self.owner.engine.connections.pop(id(self.connection), None)
         connection, ready = self.connection, self.ready
         self.connection = None
@@ -229,11 +247,17 @@ class Slot(Generic[C]):
         try:
             while self.state is not TERMINATED or self._outgoing is not None:
                 await self._next_stage()
+                self._tell_end()
                 if task is not None and task.cancelling():  # user code swallowed a cancellation that was not ours
                     raise asyncio.CancelledError
         except (KeyboardInterrupt, SystemExit):
             self.emergency_exit()  # the loop stops now: nobody may come by later to settle the slot
             raise
+
+    def _tell_end(self) -> None:
+        """Tell the observer of what was neither good nor bad that it is over."""
+        if self.untold is not None:
+            self.owner.observe_failure(self.untold, self, "given up: the slot ends or the backend moved")
 
     async def _next_stage(self) -> None:
         if self._outgoing is not None:
@@ -332,6 +356,9 @@ class Slot(Generic[C]):
         self.holder = None
         self.place = 0
         self.acquire_round = owner.acquire_backoff.round
+        self.fresh_round = owner.fresh_backoff.round
+        self.connected_at = self.since
+        self.proven = False
         self._expires = self.since + engine.policy.max_lifetime * (1 - 0.1 * engine.rng.random())
         self.set_due_timer()
         owner.attempt_succeeded(self)
@@ -346,7 +373,7 @@ class Slot(Generic[C]):
         self.due = False
         if self._due_timer is not None:  # checked before its time, because another check had failed
             self._due_timer.cancel()
-        self.odd = self.stale
+        self.odd = self.stale or not self.proven
         self._due_timer = engine.timers.at(moment, self.fall_due)
 
     async def _check(self) -> None:
@@ -361,6 +388,7 @@ class Slot(Generic[C]):
                 owner.check_failed(self, failure.error)
         else:
             owner.observe(events.HealthCheckDone, self)
+            owner.connection_proven(self)
         if self.state is CHECKING:
             self.set_due_timer()
             self.move(UNCLAIMED)
@@ -380,6 +408,7 @@ class Slot(Generic[C]):
                 owner.recycle_failed(self, failure.error)
         else:
             owner.observe(events.RecycleDone, self)
+            owner.connection_proven(self)
         if self.state is RECYCLING:
             if self.stale or self.too_old:
                 self.renew()
@@ -420,6 +449,7 @@ class Slot(Generic[C]):
 
     def settle(self, task: asyncio.Task[None]) -> None:
         """Give back whatever is still held; the task has ended."""
+        self._tell_end()
         self.emergency_exit()
         self.owner.slot_ended(self, task)
 
@@ -427,7 +457,7 @@ class Slot(Generic[C]):
         """End here and now, whatever is under way."""
         self._stopped = True
         if self.state is CLAIMED:
-            self.revoked = True
+            self._revoke()
         if self.state is not TERMINATED:
             self.move(TERMINATED)
         self._abort_outgoing()

@@ -31,6 +31,14 @@ LEAST_PAUSE = 0.001
 
 An attempt that fails without waiting would be repeated for ever within one turn of the loop.
 """
+LEAST_LIFE = 0.5
+"""Seconds; a connection that was used for nothing and is found closed at a greater age was of use all the same."""
+_OTHER_ENDS: dict[type[events._SlotEvent], type[events._SlotFailure]] = {
+    events.ConnectStart: events.ConnectFailed,
+    events.HealthCheckStart: events.HealthCheckFailed,
+    events.RecycleStart: events.RecycleFailed,
+}
+"""How what has started ends if it is not done."""
 OFFLINE_BACKOFF_CAP = 5.0
 """Seconds between attempts at the most while nothing in the pool is online."""
 
@@ -54,6 +62,7 @@ class SlotSet(Ranked, Generic[C]):
         "connecting",
         "engine",
         "failures",
+        "fresh_backoff",
         "idle",
         "last_attempt",
         "last_error",
@@ -91,6 +100,8 @@ class SlotSet(Ranked, Generic[C]):
         self.last_attempt = -math.inf
         self.backoff = Backoff(*engine.backoff_limits)
         self.acquire_backoff = Backoff(*engine.backoff_limits)
+        self.fresh_backoff = Backoff(*engine.backoff_limits)
+        """One step for each round of connections that die young; over when one proves itself, not when one is made."""
         self.failures = FailureWindow(2.0 * policy.max_connection_backoff)
         self.last_error: BaseException | None = None
         self.last_error_text: str | None = None
@@ -127,7 +138,7 @@ class SlotSet(Ranked, Generic[C]):
     @property
     def next_attempt(self) -> float:
         """Not before this moment will a new attempt begin."""
-        return max(self.backoff.not_before, self.acquire_backoff.not_before)
+        return max(self.backoff.not_before, self.acquire_backoff.not_before, self.fresh_backoff.not_before)
 
     # Slots come and go.
 
@@ -175,7 +186,7 @@ class SlotSet(Ranked, Generic[C]):
         self.backend = backend
         for slot in self.slots:
             if slot.state is CLAIMED:
-                slot.odd = slot.due or slot.stale or slot.revoked
+                slot.odd = slot.due or slot.stale or slot.revoked or not slot.proven
         self.engine.desk.admit(self)
         self._weigh_failures()  # their timer was set aside
 
@@ -343,8 +354,9 @@ class SlotSet(Ranked, Generic[C]):
         if self.engine.tasks.closed:
             return
         now = self.engine.loop.time()
-        shortened = self.backoff.shorten(now, OFFLINE_BACKOFF_CAP)
-        if self.acquire_backoff.shorten(now, OFFLINE_BACKOFF_CAP) or shortened:
+        backoffs = (self.backoff, self.acquire_backoff, self.fresh_backoff)
+        shortened = [backoff.shorten(now, OFFLINE_BACKOFF_CAP) for backoff in backoffs]
+        if any(shortened):
             self._rearm_backoff_timer()
 
     # Checks: one at a time while others are idle, all together once one has failed.
@@ -369,16 +381,51 @@ class SlotSet(Ranked, Generic[C]):
 
     def recycle_failed(self, slot: Slot[C], error: BaseException) -> None:
         """Give the connection up; it counts as a failure whatever the outcome of the claim was."""
+        if self._died_young(slot) and not self.engine.seems_open(slot):
+            error = self._early_death(slot, "in its first claim")
         self._failed(error)
         self.observe_failure(events.RecycleFailed, slot, self.last_error_text or "")
-        slot.move(CONNECTING)
+        if slot.state is RECYCLING:  # is_closed() may have ended the pool
+            slot.move(CONNECTING)
 
     def found_closed(self, slot: Slot[C]) -> None:
-        """Replace an idle connection that is visibly dead, and any other idle one of this backend that is too."""
-        slot.renew()
+        """Replace an idle connection that is visibly dead, and any other idle one of this backend that is too.
+
+        An old one at once: servers close what is idle for long, or are restarted. One that died young counts as a
+        failed attempt to connect, and is replaced after a pause: a server that accepts and closes must not be overrun.
+        """
+        self._replace_closed(slot)
         for other in tuple(self.idle):
             if other.state is UNCLAIMED and not self.engine.seems_open(other) and other.state is UNCLAIMED:
-                other.renew()
+                self._replace_closed(other)
+
+    def _replace_closed(self, slot: Slot[C]) -> None:
+        if self._died_young(slot):
+            self._failed(self._early_death(slot, "before it was used"))
+        else:
+            self.connection_proven(slot)
+        slot.renew()
+
+    def _died_young(self, slot: Slot[C]) -> bool:
+        """Say whether a closed connection was of no use: not proven, nor older than the pause that such ones bring."""
+        age = self.engine.loop.time() - slot.connected_at
+        return not slot.proven and age < max(LEAST_LIFE, self.fresh_backoff.pause)
+
+    def _early_death(self, slot: Slot[C], when: str) -> ConnectError:
+        """Leave the backend alone for a while, and give the reason."""
+        now = self.engine.loop.time()
+        self.fresh_backoff.failed(slot.fresh_round, now, self.engine.backoff_cap())
+        age = now - slot.connected_at
+        return ConnectError(f"closed by the peer within {age:.3g} s of connecting, {when}", self.backend.name)
+
+    def connection_proven(self, slot: Slot[C]) -> None:
+        """Note that a connection was of use; the first time that ends the backoff for those that die young."""
+        if slot.proven:
+            return
+        slot.proven = True
+        if self.fresh_backoff.steps and slot.fresh_round == self.fresh_backoff.round:
+            self.fresh_backoff.succeeded()
+            self._rearm_backoff_timer()
 
     def acquire_failed(self, slot: Slot[C], error: BaseException) -> None:
         """Give up a connection that on_acquire refused, and leave the backend alone for a while."""
@@ -403,6 +450,7 @@ class SlotSet(Ranked, Generic[C]):
         if (old.address, old.server_name) != (backend.address, backend.server_name):
             self.backoff.succeeded()  # the failures were those of the old address
             self.acquire_backoff.succeeded()
+            self.fresh_backoff.succeeded()
             self._rearm_backoff_timer()
             for slot in tuple(self.slots):
                 slot.redirect()
@@ -477,10 +525,12 @@ class SlotSet(Ranked, Generic[C]):
     def observe(self, kind: type[events._SlotEvent], slot: Slot[C]) -> None:
         """Tell the observer, if there is one."""
         if self.engine.observer is not None:
+            slot.untold = _OTHER_ENDS.get(kind)
             self.engine.emit(kind(self.engine.name, slot.id, self.backend.name))
 
     def observe_failure(self, kind: type[events._SlotFailure], slot: Slot[C], reason: str) -> None:
         """Tell the observer and the log."""
+        slot.untold = None
         logger.debug("%s: %s: %s", slot.name, kind.__name__, reason)
         if self.engine.observer is not None:
             self.engine.emit(kind(self.engine.name, slot.id, self.backend.name, reason))
