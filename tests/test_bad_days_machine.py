@@ -71,7 +71,7 @@ async def main(port):
     loop = asyncio.get_running_loop()
     loop.slow_callback_duration = 1e6  # debug mode would tell how long the process stood still
     policy = Policy(
-        spares_wanted=2, max_slots=4, claim_timeout=1.0, health_interval=0.3, spread=0.1, health_check_timeout=0.2,
+        spares_wanted=4, max_slots=4, claim_timeout=1.0, health_interval=0.3, spread=0.1, health_check_timeout=0.2,
         rebalance_interval=0.5, min_connection_backoff=0.01, max_connection_backoff=0.2, close_timeout=0.2,
     )
     errors = []
