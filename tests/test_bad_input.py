@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
-from qorb import Connector, Policy, Pool, PoolTerminatedError
-from qorb.resolvers import ManualResolver
+from qorb import Connector, Policy, Pool, PoolError, PoolTerminatedError, WrongLoopError
+from qorb.resolvers import FixedResolver, ManualResolver
 from qorb.testing import FakeConnector, assert_nothing_left, run, settle
 
 TWO = ["10.0.0.1:1", "10.0.0.2:1"]
@@ -178,3 +179,70 @@ def test_a_check_in_the_midst_of_which_is_closed_ends_the_pool_harms_nothing():
         assert_nothing_left(pool)
 
     run(main)
+
+
+# The end of a block in another thread.
+
+
+def in_a_thread(function):
+    """Call the function in another thread; return what it raised."""
+    raised = []
+
+    def call():
+        try:
+            function()
+        except PoolError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    return raised
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+@pytest.mark.parametrize("kind", [Meddler, InStep])
+def test_a_block_that_ends_in_another_thread_is_told_and_may_end_in_its_own(run_real, kind, waiting):
+    async def main():
+        pool = Pool("main", FixedResolver(TWO[:1]), kind("", quick=False), Policy(spares_wanted=1, max_slots=1))
+        async with pool:
+            request = pool.claim()
+            await request.__aenter__()
+            waiter = asyncio.ensure_future(pool.claim()) if waiting else None
+            await asyncio.sleep(0)
+            if waiting or kind is Meddler:
+                (error,) = in_a_thread(lambda: request.__aexit__(None, None, None))
+                assert isinstance(error, WrongLoopError)
+                assert "call_soon_threadsafe" in str(error)
+                assert pool.stats().backends[TWO[0]].claimed_slots == 1
+            await request.__aexit__(None, None, None)
+            if waiter is not None:
+                (await waiter).release()
+        assert_nothing_left(pool)
+
+    run_real(main)
+
+
+def test_a_block_that_the_garbage_collector_ends_in_another_thread_gives_its_connection_back(run_real):
+    async def main():
+        connector = Meddler("needs_recycle")
+        pool = Pool("main", FixedResolver(TWO[:1]), connector, Policy(spares_wanted=1, max_slots=1))
+        threads = []
+        connector.action = lambda: threads.append(threading.get_ident())
+        connector.armed = 1
+
+        async def block():
+            async with pool.claim():
+                await asyncio.get_running_loop().create_future()
+
+        async with pool:
+            await pool.ready()
+            left = block()
+            left.send(None)  # no task, which would be missed
+            assert pool.stats().backends[TWO[0]].claimed_slots == 1
+            assert not in_a_thread(left.close)
+            async with pool.claim(timeout=5):
+                assert threads == [threading.get_ident()]  # nothing was touched in the other one
+        assert_nothing_left(pool)
+
+    run_real(main)
