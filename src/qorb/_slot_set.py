@@ -69,6 +69,7 @@ class SlotSet(Ranked, Generic[C]):
         "last_error_text",
         "last_error_time",
         "leaving",
+        "lost_at",
         "online",
         "since",
         "slots",
@@ -106,6 +107,8 @@ class SlotSet(Ranked, Generic[C]):
         self.last_error: BaseException | None = None
         self.last_error_text: str | None = None
         self.last_error_time = -math.inf
+        self.lost_at = -math.inf
+        """When an idle connection was found closed last, such that it did not count as a failure."""
         self._waiting_to_connect: dict[Slot[C], None] = {}
         self._checking_slot: Slot[C] | None = None
         self._converting: Slot[C] | None = None
@@ -403,6 +406,7 @@ class SlotSet(Ranked, Generic[C]):
         if self._died_young(slot):
             self._failed(self._early_death(slot, "before it was used"))
         else:
+            self.lost_at = self.engine.loop.time()
             self.connection_proven(slot)
         slot.renew()
 
