@@ -58,12 +58,12 @@ def make(kind: type[BaseException]) -> BaseException:
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[list[BaseException]]:
-    """Collect the exceptions that the running loop's exception handler is told of."""
+def reported() -> Iterator[list[str]]:
+    """Collect the texts of the exceptions that the running loop's exception handler is told of."""
     loop = asyncio.get_running_loop()
     former = loop.get_exception_handler()
-    told: list[BaseException] = []
-    loop.set_exception_handler(lambda _loop, context: told.append(context["exception"]))
+    told: list[str] = []
+    loop.set_exception_handler(lambda _loop, context: told.append(str(context["exception"])))
     yield told
     loop.set_exception_handler(former)
 
@@ -150,8 +150,7 @@ def test_c2_a_base_exception_in_connect_counts_like_any_other_and_each_is_report
                 assert watched.stats().failures == len(watched.attempts())
                 connector.heal()
                 await watched.pool.ready()
-                assert [type(error) for error in told] == [RudeError] * (len(watched.attempts()) - 1)
-                assert len(set(map(id, told))) == len(told)
+                assert told == ["RudeError: rude"] * (len(watched.attempts()) - 1)
 
     run(main)
 
@@ -168,7 +167,7 @@ def test_c2_a_base_exception_in_watch_counts_like_any_other_and_each_is_reported
                 resolver.error = None
                 failed = len(resolver.calls)
                 await watched.pool.ready()
-                assert [type(error) for error in told] == [RudeError] * failed
+                assert told == ["RudeError: rude"] * failed
 
     run(main)
 
@@ -182,7 +181,7 @@ def test_c2_a_base_exception_in_on_acquire_counts_like_any_other_and_each_is_rep
                 with pytest.raises(ClaimTimeoutError) as caught:
                     await watched.pool.claim(timeout=10)
                 assert "RudeError: rude" in str(caught.value.__cause__)
-                assert [type(error) for error in told] == [RudeError] * connector.count["on_acquire"]
+                assert told == ["RudeError: rude"] * connector.count["on_acquire"]
                 assert watched.stats().failures == connector.count["on_acquire"]
             connector.heal()
             await hold(watched.pool, 0)

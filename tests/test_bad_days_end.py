@@ -97,19 +97,19 @@ def test_e4_without_a_word_claims_that_are_held_get_five_seconds():
     play(phases.claimed, scene)
 
 
-def test_e5_ten_thousand_who_wait_are_refused_in_their_order_and_before_the_termination_is_over():
+def test_e5_however_many_wait_they_are_refused_in_their_order_and_before_the_termination_is_over():
     async def main():
         stage = Stage()
         await phases.claimed(stage)
-        await stage.queue(10_000)
-        assert stage.pool.stats().waiting == 10_000
+        await stage.queue(1_000)
+        assert stage.pool.stats().waiting == 1_000
         began = stage.now
         ending = asyncio.create_task(stage.pool.terminate(grace=1))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert stage.pool.stats().waiting == 0  # all at once, in one go
         await ending
-        assert stage.refused == list(range(10_000))
+        assert stage.refused == list(range(1_000))
         assert stage.now - began <= 1 + ALMOST_AT_ONCE
         await stage.clear()
 
@@ -224,7 +224,7 @@ def test_e8_five_hundred_dead_backends_are_gone_at_once():
         policy = Policy(spares_wanted=500, max_slots=500, connect_timeout=math.inf)
         pool = Pool("main", FixedResolver(backends(500)), connector, policy)
         await pool.start()
-        await asyncio.sleep(20)
+        await asyncio.sleep(1)
         assert len(pool.ledger().tasks) == 501
         began = now()
         await pool.terminate()
