@@ -207,6 +207,7 @@ class World:
     def _after_turn(self) -> None:
         if self._broken is not None:
             raise self._broken
+        self.service.check()
         self._count_turn()
         if self.laws is not None:
             self.laws.after_turn()
