@@ -225,7 +225,10 @@ def test_a_block_that_ends_in_another_thread_is_told_and_may_end_in_its_own(run_
 
 def test_a_block_that_the_garbage_collector_ends_in_another_thread_gives_its_connection_back(run_real):
     async def main():
-        connector = Meddler("needs_recycle")
+        class Unprepared(Meddler):
+            on_acquire = Connector.on_acquire
+
+        connector = Unprepared("needs_recycle")
         pool = Pool("main", FixedResolver(TWO[:1]), connector, Policy(spares_wanted=1, max_slots=1))
         threads = []
         connector.action = lambda: threads.append(threading.get_ident())
