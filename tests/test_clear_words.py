@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 
 import pytest
 
-from qorb import NoBackendsOnlineError
+from qorb import NoBackendsOnlineError, Resolver, TerminationError
 from qorb._diagnosis import duration
+from qorb._tasks import where
 from qorb.testing import FakeConnector, run
-from tests.pools import backends, opened
+from tests.pools import backends, hold, now, opened
 from tests.visits import Bare
 
 ONE = backends(1)
@@ -140,5 +143,97 @@ def test_a_refusal_of_yesterday_is_not_given_as_the_reason_of_today():
             claim.discard()
             expected = "b0: connecting for 1.0 s (3 days ago: ConnectionRefusedError: b0 refuses connections)"
             assert await refusal(watched.pool) == expected
+
+    run(main)
+
+
+# What is still under way, and where.
+
+
+class Deaf(FakeConnector):
+    """A connector that is asleep in the standard library, and goes on sleeping when it is cancelled."""
+
+    async def nap(self):
+        until = now() + 10
+        while now() < until:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(until - now())
+
+
+NAP = rf"Deaf\.nap \({re.escape(__file__)}:\d+\)"
+
+
+async def unended(pool):
+    with pytest.raises(TerminationError) as caught:
+        await pool.terminate(grace=0, timeout=1)
+    await pool.terminate()
+    return str(caught.value)
+
+
+def napping(operation):
+    """Make a class with one method that takes a nap."""
+
+    async def method(self, *arguments):
+        await self.nap()
+        if operation == "close":
+            self.abort(*arguments)
+
+    method.__name__ = operation
+    return type("Napping", (Deaf,), {operation: method})
+
+
+@pytest.mark.parametrize("operation", ["connect", "validate", "on_acquire", "on_recycle", "close"])
+def test_what_does_not_end_is_named_with_the_connectors_method_and_its_own_line(operation):
+    async def main():
+        policy = {"spares_wanted": 1, "max_slots": 1, "health_interval": 1.0}
+        async with opened(ONE, napping(operation)(), ready=False, **policy) as watched:
+            claimer = None
+            if operation == "validate":
+                await asyncio.sleep(1.1)
+            elif operation == "close":
+                (await watched.pool.claim()).discard()
+            elif operation != "connect":
+                claimer = asyncio.create_task(hold(watched.pool, 0))
+            await asyncio.sleep(0.05)
+            text = await unended(watched.pool)
+            if claimer is not None:
+                await asyncio.wait([claimer])
+                claimer.exception()
+        assert re.search(rf": {operation} for \d\.\d s (by task '[^']*' )?in {NAP}", text), text
+
+    run(main)
+
+
+def test_a_resolver_that_does_not_end_is_named_with_its_own_line():
+    class Deafened(Resolver, Deaf):
+        async def watch(self, publish):
+            await self.nap()
+
+    async def main():
+        async with opened(Deafened(), ready=False) as watched:
+            await asyncio.sleep(0.5)
+            text = await unended(watched.pool)
+        assert re.search(rf"qorb main resolver: watch for 1\.5 s in {NAP}", text), text
+
+    run(main)
+
+
+def test_a_long_claim_is_logged_with_the_line_of_the_application_and_not_that_of_sleep(caplog):
+    async def main():
+        async with opened(ONE, long_claim_warning=5) as watched, watched.pool.claim():
+            await asyncio.sleep(7)
+
+    run(main)
+    assert re.search(rf"now in .*main \({re.escape(__file__)}:\d+\)", caplog.text)
+    assert "tasks.py" not in caplog.records[-1].message
+
+
+def test_what_is_all_in_the_standard_library_is_named_by_its_innermost_line():
+    async def main():
+        sleep = asyncio.sleep(1)
+        task = asyncio.create_task(sleep)
+        await asyncio.sleep(0.5)
+        assert re.fullmatch(r"sleep \(.*tasks\.py:\d+\)", where(sleep))
+        await task
 
     run(main)

@@ -6,7 +6,7 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qorb._tasks import Call, CallFailedError, Interrupted, call_now, logger, where
+from qorb._tasks import Call, CallFailedError, Interrupted, call_now, logger
 from qorb.backend import Backend, check_names
 from qorb.errors import ResolveError, WrongLoopError, describe, presentable
 
@@ -108,7 +108,7 @@ class Watch:
         call = self.call
         if call is None:
             return f"{self.name}: waiting before the next watch()"
-        return f"{self.name}: {self._timers.loop.time() - call.since:.1f} s in {where(call.coroutine)}"
+        return f"{self.name}: {call.describe()}"
 
     def _publish(self, backends: Iterable[Backend]) -> None:
         """Pass a set on, or say what is wrong with it. What the resolver was told to stop publishing is dropped."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qorb import events
 from qorb._core.states import SlotState, check_move
-from qorb._tasks import Call, CallFailedError, Interrupted, logger, where
+from qorb._tasks import Call, CallFailedError, Interrupted, logger
 from qorb.connector import Outcome
 from qorb.errors import ConnectError, describe
 
@@ -37,6 +37,16 @@ RECYCLING = SlotState.RECYCLING
 TERMINATED = SlotState.TERMINATED
 
 _ids = itertools.count(1)
+
+_BETWEEN_CALLS = {
+    CONNECTING: "waiting to connect",
+    UNCLAIMED: "idle",
+    CHECKING: "about to be checked",
+    CLAIMED: "claimed",
+    RECYCLING: "about to be recycled",
+    TERMINATED: "ending",
+}
+"""What a slot does while it has no call of the connector under way."""
 
 
 class Slot(Generic[C]):
@@ -464,11 +474,7 @@ class Slot(Generic[C]):
 
     def describe(self) -> str:
         """Say what is under way: the call, for how long, where it waits."""
-        call = self.call
-        if call is None:
-            return f"{self.name}: {self.state.value}"
-        seconds = self.owner.engine.loop.time() - call.since
-        return f"{self.name}: {self.state.value} for {seconds:.1f} s in {where(call.coroutine)}"
+        return f"{self.name}: {self.call.describe() if self.call is not None else _BETWEEN_CALLS[self.state]}"
 
 
 def _finite(seconds: float) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qorb import events
 from qorb._diagnosis import describe_holder, holder
 from qorb._slot import CLAIMED, Slot
-from qorb._tasks import logger, where
+from qorb._tasks import logger
 from qorb.errors import TerminationError
 from qorb.stats import PoolState
 
@@ -215,7 +215,7 @@ class Termination:
         """Say of every on_acquire, and of these lives, for how long and where it waits."""
         now = self._engine.loop.time()
         for call, slot in self._engine.desk.acquiring.items():
-            yield f"{slot.name}: on_acquire for {now - call.since:.1f} s by {holder(slot)} in {where(call.coroutine)}"
+            yield f"{slot.name}: {call.describe(holder(slot))}"
         for life in lives:
             if isinstance(life, Slot) and life.state is CLAIMED:
                 yield f"{life.name}: claimed for {describe_holder(life, now)}"
