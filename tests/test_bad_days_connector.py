@@ -27,6 +27,7 @@ from qorb import (
     Resolver,
     TerminationError,
 )
+from qorb.errors import describe
 from qorb.resolvers import FixedResolver
 from qorb.testing import FakeConnection, FakeConnector, assert_nothing_left, block, run, settle
 from tests.pools import backends, hold, now, opened
@@ -63,7 +64,7 @@ def reported() -> Iterator[list[str]]:
     loop = asyncio.get_running_loop()
     former = loop.get_exception_handler()
     told: list[str] = []
-    loop.set_exception_handler(lambda _loop, context: told.append(str(context["exception"])))
+    loop.set_exception_handler(lambda _loop, context: told.append(describe(context["exception"])))
     yield told
     loop.set_exception_handler(former)
 

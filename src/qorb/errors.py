@@ -173,13 +173,20 @@ def _text_of_group(group: BaseExceptionGroup[BaseException]) -> str:
 
 
 def presentable(error: BaseException) -> BaseException:
-    """Give what may stand as the cause of one of our errors: the exception itself when nothing in it needs masking.
+    """Give what may stand as the cause of one of our errors: the exception itself when nothing in it needs masking."""
+    if not all(isinstance(link, Exception) for link in _chain(error)):
+        return ConnectError(describe(error))
+    return reportable(error)
+
+
+def reportable(error: BaseException) -> BaseException:
+    """Give what may be told to others of an exception, which may be a BaseException: itself if nothing needs masking.
 
     The traceback is dropped: its frames hold the connector's local variables, credentials among them, and would keep
     them alive as long as the error is remembered.
     """
     chain = _chain(error)
-    if len(chain) > _MAX_CHAIN or not all(isinstance(link, Exception) and _harmless(link) for link in chain):
+    if len(chain) > _MAX_CHAIN or not all(map(_harmless, chain)):
         return ConnectError(describe(error))
     for link in chain:
         link.__traceback__ = None
