@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 
 import pytest
 
-from qorb import Connector, Policy, Pool, PoolError, PoolTerminatedError, WrongLoopError
+from qorb import (
+    Backend,
+    Connector,
+    NoBackendsError,
+    NoBackendsOnlineError,
+    Policy,
+    Pool,
+    PoolError,
+    PoolTerminatedError,
+    Resolver,
+    WrongLoopError,
+)
+from qorb.errors import describe, masked
 from qorb.resolvers import FixedResolver, ManualResolver
 from qorb.testing import FakeConnector, assert_nothing_left, run, settle
 
@@ -249,3 +262,137 @@ def test_a_block_that_the_garbage_collector_ends_in_another_thread_gives_its_con
         assert_nothing_left(pool)
 
     run_real(main)
+
+
+# Secrets where an address should be.
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Backend.parse(f"host=h password={SECRET}"),
+        lambda: Backend.parse(f"u:{SECRET}@h:1"),
+        lambda: Backend.parse(f"postgres://u:{SECRET}@h/db"),
+        lambda: Backend.parse(f"postgres://u:a {SECRET}@h/db"),
+        lambda: Backend.parse(f"h:1/db?password={SECRET}"),
+        lambda: Backend.parse(f"u:{SECRET}@h:1".encode()),
+        lambda: Backend("n", f"postgres://u:{SECRET}@h/db", 5432),
+        lambda: Backend("n", f"u:{SECRET}@h", 5432),
+        lambda: Backend("n", f"h password={SECRET}", 5432),
+        lambda: Backend(f"postgres://u:{SECRET}@h/db", "a b", 5432),
+        lambda: FixedResolver(f"u:{SECRET}@h:1"),
+        lambda: FixedResolver([f"u:{SECRET}@h:1"]),
+        lambda: FixedResolver([(f"u:{SECRET}@h", 1)]),
+        lambda: FixedResolver([("h", f"u:{SECRET}@x")]),
+        lambda: FixedResolver([(f"u:{SECRET}@h", 1, 2)]),
+        lambda: FixedResolver([f"u:{SECRET}@h:1".encode()]),
+        lambda: FixedResolver(f"u:{SECRET}@h:1".encode()),
+        lambda: ManualResolver().set([(f"u:{SECRET}@h", 1)]),
+    ],
+)
+def test_an_address_with_a_secret_is_refused_without_repeating_it(make):
+    with pytest.raises(ValueError, match=r"host|address|\bport\b") as caught:
+        make()
+
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("published", [[(f"u:{SECRET}@h", 1)], f"u:{SECRET}@h:1", [f"u:{SECRET}@h:1"], "h:1"])
+def test_what_a_resolver_publishes_instead_of_backends_is_not_repeated_and_the_remedy_is_named(published, caplog):
+    class Wrong(Resolver):
+        async def watch(self, publish):
+            publish(published)
+            await asyncio.get_running_loop().create_future()
+
+    async def main():
+        async with Pool("main", Wrong(), FakeConnector()) as pool:
+            with pytest.raises(NoBackendsError) as caught:
+                await pool.claim(timeout=1)
+            return str(caught.value)
+
+    with caplog.at_level(logging.DEBUG):
+        text = run(main)
+    assert SECRET not in caplog.text + text
+    for one in (caplog.text, text):
+        assert "is no Backend; publish" in one
+        assert "Backend.parse(" in one
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sslpassword={SECRET}",
+        f"Authorization: Bearer {SECRET}",
+        f"Authorization: Basic {SECRET}",
+        f"{{'Authorization': 'Bearer {SECRET}'}}",
+        f"refused with bearer {SECRET}{SECRET}{SECRET}",
+        f"AWS_SECRET_ACCESS_KEY={SECRET}",
+        f"secret_key: {SECRET}",
+        f"AccountKey={SECRET}==",
+    ],
+)
+def test_the_usual_places_of_secrets_are_masked(text):
+    assert SECRET not in masked(f"no: {text}, giving up")
+    assert "giving up" in masked(f"no: {text}, giving up")
+    assert masked(masked(text)) == masked(text)
+
+
+def test_words_that_only_sound_secret_are_left_alone():
+    text = "bearer token expired; the key=value pairs of the monkey=7 and the primary key (id)=(1) stay"
+    assert masked(text) == text
+
+
+# Names that would write to terminals, and to the lines of logs.
+
+ESCAPES = ["e\x1b[2J", "a\nFAKE LINE", "a\rb", "a\x9b31m", "a\u202eb", "a\ud800", "a\x00"]
+NO_NAMES = [*ESCAPES, "", " a", "a ", " ", "x" * 256]
+
+
+def refusal(make):
+    with pytest.raises(ValueError, match=r"name|host|address") as caught:
+        make()
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 300
+
+
+@pytest.mark.parametrize("text", NO_NAMES)
+def test_names_and_hosts_that_are_none_are_refused_in_words_that_can_be_printed(text):
+    resolver, connector = FixedResolver(TWO), FakeConnector()
+
+    refusal(lambda: Pool(text, resolver, connector))
+    refusal(lambda: Backend(text, "h", 1))
+    refusal(lambda: Backend("n", text, 1))
+    refusal(lambda: FixedResolver([(text, 1)]))
+    refusal(lambda: Backend.parse(f"{text}:1"))
+
+
+@pytest.mark.parametrize("name", ["", 5, b"h", True])
+def test_a_server_name_is_a_text_or_none(name):
+    with pytest.raises(ValueError, match="the server_name of backend n must be None or a text"):
+        Backend("n", "h", 1, name)
+
+
+@pytest.mark.parametrize("name", ["ö", "orders (eu-west)", "x" * 255, "unix:/run/x", "a@b"])
+def test_other_names_are_accepted(name):
+    assert Pool(name, FixedResolver([Backend(name, "h", 1)]), FakeConnector()).name == name
+
+
+@pytest.mark.parametrize("text", ESCAPES)
+def test_what_a_driver_says_cannot_write_to_terminals_and_log_lines(text, caplog):
+    async def main():
+        connector = FakeConnector()
+        connector.fail("connect", lambda: OSError(text))
+        async with Pool("main", FixedResolver(TWO), connector) as pool:
+            with pytest.raises(NoBackendsOnlineError) as caught:
+                await pool.claim(timeout=1)
+            assert isinstance(caught.value.__cause__.__cause__, OSError)
+            return [str(caught.value), *(backend.last_error for backend in pool.stats().backends.values())]
+
+    with caplog.at_level(logging.DEBUG, "qorb"):
+        texts = run(main)
+    texts += [record.getMessage() for record in caplog.records]
+    assert all(one.isprintable() for one in texts)
+    assert describe(OSError("a\nb")) == "OSError: a\\nb"

@@ -136,9 +136,12 @@ class Watch:
 
 def _checked(backends: Iterable[Backend]) -> dict[str, Backend]:
     """Read a set, by name; the iterable is user code."""
-    read = tuple(backends)
+    read: tuple[object, ...] = (backends,) if isinstance(backends, str) else tuple(backends)
+    checked: list[Backend] = []
     for backend in read:
-        if not isinstance(backend, Backend):
-            raise TypeError(f"{backend!r} is no Backend")
-    check_names(read)
-    return {backend.name: backend for backend in read}
+        if not isinstance(backend, Backend):  # its text may be that of a connection string, with a password
+            kind = type(backend).__name__
+            raise TypeError(f"{kind} is no Backend; publish a list of them, such as [Backend.parse('10.0.0.1:5432')]")
+        checked.append(backend)
+    check_names(checked)
+    return {backend.name: backend for backend in checked}
