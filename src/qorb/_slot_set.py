@@ -27,9 +27,9 @@ C = TypeVar("C")
 MAX_ATTEMPTS_IN_FLIGHT = 8
 """So many connects to one backend run side by side at the most: one that comes back must not be overrun."""
 LEAST_PAUSE = 0.001
-"""Seconds between a failed attempt and the next, even where the policy wants none.
+"""Seconds between a failed attempt, or one given up, and the next, even where the policy wants none.
 
-An attempt that fails without waiting would be repeated for ever within one turn of the loop.
+An attempt that fails, or is given up, without waiting would be repeated for ever within one turn of the loop.
 """
 LEAST_LIFE = 0.5
 """Seconds; a connection that was used for nothing and is found closed at a greater age was of use all the same."""
@@ -51,6 +51,7 @@ class SlotSet(Ranked, Generic[C]):
         "_checking_slot",
         "_converting",
         "_failure_timer",
+        "_given_up_until",
         "_penalty",
         "_waiting_to_connect",
         "acquire_backoff",
@@ -114,6 +115,7 @@ class SlotSet(Ranked, Generic[C]):
         self._converting: Slot[C] | None = None
         """The slot that connects to a new address for the sake of one at an old address."""
         self._backoff_timer: Timer | None = None
+        self._given_up_until = -math.inf
         self._failure_timer: Timer | None = None
 
     # What the ranking and the planner read.
@@ -280,7 +282,7 @@ class SlotSet(Ranked, Generic[C]):
 
     def _room(self) -> int:
         """Say how many attempts may begin now: while the backend fails, one at a time probes it."""
-        if self.next_attempt > self.engine.loop.time():
+        if self._admits_at > self.engine.loop.time():
             return 0
         if self.backoff.steps:
             return 0 if self.attempting else 1
@@ -297,8 +299,13 @@ class SlotSet(Ranked, Generic[C]):
             self._arm_backoff_timer()
 
     def _arm_backoff_timer(self) -> None:
-        if self._backoff_timer is None and not self.leaving and self.next_attempt > self.engine.loop.time():
-            self._backoff_timer = self.engine.timers.at(self.next_attempt, self._backoff_over)
+        if self._backoff_timer is None and not self.leaving and self._admits_at > self.engine.loop.time():
+            self._backoff_timer = self.engine.timers.at(self._admits_at, self._backoff_over)
+
+    @property
+    def _admits_at(self) -> float:
+        """No attempt begins before: when the planner thinks that the next may, or a moment after one was given up."""
+        return max(self.next_attempt, self._given_up_until)
 
     def _backoff_over(self) -> None:
         self._backoff_timer = None
@@ -325,7 +332,13 @@ class SlotSet(Ranked, Generic[C]):
         self.pump()
 
     def attempt_given_up(self, slot: Slot[C]) -> None:
-        """Note that a connect() was interrupted by us: neither good nor bad."""
+        """Note that a connect() was interrupted by us: neither good nor bad.
+
+        The next one waits for a moment all the same: a connector whose connect() claims from its own pool is demand
+        that goes when it is interrupted, and without a pause slots would be started and ended round and round in no
+        time.
+        """
+        self._given_up_until = self.engine.loop.time() + LEAST_PAUSE
         self.observe_failure(events.ConnectFailed, slot, "given up: the slot ends or the backend moved")
 
     def attempt_succeeded(self, slot: Slot[C]) -> None:

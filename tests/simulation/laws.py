@@ -355,7 +355,7 @@ class Laws:
         elif slots._waiting_to_connect:
             require(slots._room() <= 0, f"{name}: slots wait to connect although they may")
             if not slots.attempting:
-                moment = slots.next_attempt
+                moment = slots._admits_at
                 require(moment > now, f"{name}: nothing keeps it from connecting")
                 armed = slots._backoff_timer is not None or moment - now > FAR
                 require(armed, f"{name} will never be tried again")
