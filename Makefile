@@ -67,8 +67,8 @@ coverage: $(VENV)/.wheel ## Ask that the tests of the core reach every line and 
 	@$(RUN) coverage report
 
 .PHONY: demo
-demo: $(VENV)/.wheel ## Watch a pool over servers that die, hang and come back
-	$(VENV)/bin/qorb demo $(DEMO_ARGS)
+demo: .venv-demo/.installed ## Watch a pool over servers that die, hang and come back
+	env -u PYTHONPATH .venv-demo/bin/qorb demo $(DEMO_ARGS)
 
 .PHONY: simulate
 simulate: $(VENV)/.wheel ## Run the simulation with SEEDS=500 (or any number of) seeds
@@ -123,6 +123,14 @@ $(VENV)/.wheel: $(VENV)/.installed $(SOURCES)
 	@$(RUN) pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel .
 	@$(PIP_INSTALL) --force-reinstall --no-deps build/wheel/qorb-*.whl
 	@$(PIP_INSTALL) -c constraints.txt "$$(echo build/wheel/qorb-*.whl)[all]"
+	@touch $@
+
+# By itself, so that who only wants to see the demo need not wait for the tools of the checks.
+.venv-demo/.installed: $(SOURCES) constraints.txt
+	@test -n "$(PYTHON)" || { echo 'qorb needs Python 3.11 or newer; name one with PYTHON=...' >&2; exit 1; }
+	@echo "Installing the demo into .venv-demo"
+	@test -x .venv-demo/bin/python || $(PYTHON) -m venv .venv-demo
+	@env -u PYTHONPATH .venv-demo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[demo]'
 	@touch $@
 
 .venv-bench/.installed: benchmarks/requirements.txt $(SOURCES) | $(VENV)/.wheel

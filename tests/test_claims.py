@@ -389,6 +389,24 @@ def test_nothing_online_names_the_last_error_of_ten_backends_and_is_chained_from
     run(main)
 
 
+def test_an_error_of_a_connector_that_names_its_backend_is_chained_as_it_is():
+    refused = OSError("no")
+
+    async def main():
+        class Failing(FakeConnector):
+            async def connect(self, backend):
+                raise ConnectError("it said no", backend.name) from refused
+
+        async with opened(A, Failing(), ready=False, **ONE) as watched:
+            with pytest.raises(NoBackendsOnlineError) as caught:
+                await watched.pool.claim(timeout=1)
+        assert "b0: ConnectError: it said no" in str(caught.value)
+        assert str(caught.value.__cause__) == "it said no"
+        assert caught.value.__cause__.__cause__ is refused
+
+    run(main)
+
+
 def test_a_long_text_is_cut():
     async def main():
         connector = FakeConnector()

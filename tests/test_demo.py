@@ -3,6 +3,7 @@
 import asyncio
 import codecs
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -18,6 +19,7 @@ import pytest
 from rich.cells import cell_len
 
 from qorb import Backend, BackendStats, Ledger, Policy, Pool, PoolState, PoolStats
+from qorb._demo import servers
 from qorb._demo._rich import LiveView
 from qorb._demo.clients import Clients, Tally
 from qorb._demo.connector import EchoConnector
@@ -28,6 +30,7 @@ from qorb._demo.plain import PlainView
 from qorb._demo.report import Census, Report
 from qorb._demo.scenario import Stage, scenario
 from qorb._demo.servers import EchoServer, Health
+from qorb.cli import main
 from qorb.events import HealthCheckFailed, SlotSetOffline
 from qorb.resolvers import ManualResolver
 
@@ -342,6 +345,19 @@ def test_the_live_table_says_how_many_backends_it_leaves_out():
     assert f"and {64 - shown} more backends" in [line.plain for line in lines]
 
 
+def test_the_live_table_leaves_out_those_that_nothing_has_happened_to():
+    view = live_view(64)
+    names = [f"echo-{number:02}" for number in range(1, 64)]
+    view.lines(frame_of([backend_stats(name) for name in names]), 80, 24)
+    changed = [backend_stats(name, online=name != "echo-40") for name in names]
+    view.lines(frame_of(changed), 80, 24)
+    for _ in range(3):
+        lines = view.lines(frame_of([*changed, backend_stats("echo-64")]), 80, 24)
+    shown = [line.plain.partition(" ")[0] for line in lines if line.plain.startswith("echo-")]
+    assert shown[-2:] == ["echo-40", "echo-64"]
+    assert shown == sorted(shown)
+
+
 def test_no_step_is_cut_off_at_80_columns():
     for step in scenario(64):
         view = LiveView()
@@ -600,3 +616,31 @@ def test_a_terminal_gets_plain_lines_when_there_can_be_no_table(terminal, argume
     assert complaints == ""
     assert terminal.screen.startswith(first_line)
     assert "\x1b" not in terminal.screen
+
+
+# No port
+
+
+@pytest.mark.parametrize("served", [0, 1, 3])
+def test_a_demo_whose_server_gets_no_port_says_so_in_a_sentence_and_ends_with_status_1(served, monkeypatch, capsys):
+    reserved = []
+
+    def reserve(port):
+        if len(reserved) >= served:
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        reserved.append(really_reserve(port))
+        return reserved[-1]
+
+    really_reserve = servers._reserve
+    monkeypatch.setattr(servers, "_reserve", reserve)
+    # With three ports they all begin, and the first one that is killed does not get its port back.
+    assert main(["demo", "--plain", "--backends", "3", "--seconds", "3"]) == 1
+    told = capsys.readouterr()
+    port = "a free port" if served < 3 else r"port \d+"
+    assert re.fullmatch(
+        rf"qorb demo: the server echo-\d did not get {port} on 127\.0\.0\.1: Cannot assign requested address\. "
+        r"Nothing is left running; try again, or with fewer --backends\.\n",
+        told.err,
+    )
+    assert "Traceback" not in told.out + told.err
+    assert all(one.fileno() == -1 for one in reserved)

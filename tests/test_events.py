@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 
 import pytest
 
-from qorb import ClaimTimeoutError, Pool, events
+from qorb import Backend, ClaimTimeoutError, Pool, events
 from qorb.resolvers import FixedResolver, ManualResolver
 from qorb.testing import FakeConnector, run, settle
+from tests.phases import PHASES, Stage, play
 from tests.pools import backends, hold, opened
 
 KINDS = {
@@ -206,3 +208,69 @@ def test_an_observer_that_raises_is_reported_once_and_harms_nothing(error, caplo
         assert run(main) == 20
     assert ["the observer raised" in record.message for record in caplog.records] == [True]
     assert str(error) in caplog.text
+
+
+PAIRS = [
+    (events.ClaimStart, (events.ClaimDone, events.ClaimFailed), "claim_id"),
+    (events.PoolClaimStart, (events.PoolClaimDone, events.PoolClaimFailed), "claim_id"),
+    (events.SlotSetClaimStart, (events.SlotSetClaimDone, events.SlotSetClaimFailed), "claim_id"),
+    (events.HandleClaimed, (events.HandleReturned,), "slot_id"),
+    (events.ConnectStart, (events.ConnectDone, events.ConnectFailed), "slot_id"),
+    (events.HealthCheckStart, (events.HealthCheckDone, events.HealthCheckFailed), "slot_id"),
+    (events.RecycleStart, (events.RecycleDone, events.RecycleFailed), "slot_id"),
+    (events.RebalanceStart, (events.RebalanceDone,), "pool"),
+    (events.PoolTerminateStart, (events.PoolTerminateDone,), "pool"),
+]
+
+
+def without_an_end(told: list[events.Event]) -> list[events.Event]:
+    """Give what started and did not end; what ends without a start, or starts twice, is an error."""
+    under_way: dict[tuple[int, object], events.Event] = {}
+    for event in told:
+        for number, (start, ends, key) in enumerate(PAIRS):
+            if isinstance(event, start):
+                assert under_way.setdefault((number, getattr(event, key)), event) is event, event
+            elif isinstance(event, ends):
+                assert under_way.pop((number, getattr(event, key)), None) is not None, event
+    return list(under_way.values())
+
+
+async def cancel_the_tasks(stage: Stage) -> None:
+    tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("qorb ")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for task in tasks:
+            task.cancel()
+        await settle()
+
+
+async def abort(stage: Stage) -> None:
+    stage.pool.abort()
+
+
+async def move_and_vanish(stage: Stage) -> None:
+    stage.resolver.set([Backend("a", "10.0.0.9", 1), Backend("b", "10.0.0.8", 1)])
+    await asyncio.sleep(0.1)
+    stage.resolver.set([])
+    await asyncio.sleep(0.1)
+
+
+async def nothing(stage: Stage) -> None:
+    pass
+
+
+@pytest.mark.parametrize("before", [nothing, cancel_the_tasks, abort, move_and_vanish])
+@pytest.mark.parametrize("end", [{"grace": 0}, {"grace": 5}, {"grace": 0, "held": "detach"}], ids=str)
+@pytest.mark.parametrize("phase", [phase for phase in PHASES.values() if phase is not PHASES["new"]])
+def test_in_whatever_phase_and_way_a_pool_ends_what_had_started_has_ended(phase, before, end):
+    async def scene(stage: Stage) -> None:
+        await before(stage)
+        await stage.pool.terminate(**end)
+        assert without_an_end(stage.events) == []
+
+    play(phase, scene, seeds=(0,))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_all_that_happens_on_one_day_what_starts_ends(seed):
+    assert without_an_end(everything(seed)) == []

@@ -367,6 +367,16 @@ class PoolMachine(RuleBasedStateMachine):
         self.expectations.append(lambda: _assert_cancelled(claimer))
         self._done(more=more)
 
+    @precondition(lambda self: self.model.line and self.model.held)
+    @is_running
+    @rule(pick=picks, more=more)
+    def cancel_the_first_when_it_is_served(self, pick: int, *, more: bool) -> None:
+        """What was handed over to it goes to the next."""
+        self._end_turn()
+        if self.model.line and self.model.held:
+            self.give_back(pick, 0, more=True)
+            self.cancel_a_waiter(0, more=more)
+
     # Giving back.
 
     @precondition(lambda self: self.model.held)

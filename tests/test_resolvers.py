@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import logging
@@ -22,7 +23,7 @@ from qorb import (
     WrongLoopError,
 )
 from qorb.resolvers import FixedResolver, ManualResolver
-from qorb.testing import run, settle
+from qorb.testing import Attempt, at_every_await, run, settle
 from tests.pools import backends, now, opened
 
 A, B, C = backends(3)
@@ -529,3 +530,128 @@ def test_a_resolver_outlives_the_pools_that_watched_it_without_holding_on_to_the
 
     run(main)
     gc.collect()
+
+
+# The end of a monitor.
+
+
+class Reluctant(Resolver):
+    """A resolver whose watch() takes its time to end, and one more interruption."""
+
+    def __init__(self) -> None:
+        self.alive = 0
+
+    async def watch(self, publish: Publish) -> None:
+        self.alive += 1
+        try:
+            publish([A])
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(50)
+            await asyncio.sleep(50)
+        finally:
+            try:
+                await asyncio.sleep(0.1)
+            finally:
+                self.alive -= 1
+
+
+def assert_monitor_over(resolver: Any) -> None:
+    """Assert that nothing of a monitor runs any more."""
+    assert resolver.alive == 0
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("qorb ")] == []
+
+
+async def lives_and_ends(resolver: Resolver, monitors: list[Any]) -> None:
+    """Use a monitor as people do, and end it."""
+    monitor = resolver.monitor()
+    monitors.append(monitor)
+    async with monitor:
+        await monitor.changed()
+        await asyncio.sleep(0.01)
+
+
+RESOLVERS = {
+    "listens": lambda: Scripted(says(A)),
+    "fails": lambda: Scripted(fails(OSError(), A)),
+    "reluctant": Reluctant,
+}
+
+
+@pytest.mark.parametrize("make", RESOLVERS.values(), ids=RESOLVERS.keys())
+def test_whoever_is_cancelled_at_any_await_of_a_monitor_leaves_nothing_behind_that_a_second_call_does_not_end(make):
+    async def scene(attempt: Attempt) -> None:
+        resolver, monitors = make(), []
+        task = asyncio.create_task(lives_and_ends(resolver, monitors), name="user")
+        await asyncio.wait([task])
+        assert task.cancelled() or attempt.in_time is not True
+        for monitor in monitors:
+            await monitor.terminate()
+            await monitor.terminate()
+            with pytest.raises(PoolTerminatedError):
+                await monitor.changed()
+        assert_monitor_over(resolver)
+
+    at_every_await(scene, tasks="user", at_least=2)
+
+
+@pytest.mark.parametrize("make", RESOLVERS.values(), ids=RESOLVERS.keys())
+def test_a_monitor_whose_task_is_cancelled_behind_its_back_at_any_await_ends_all_the_same(make):
+    async def scene(attempt: Attempt) -> None:
+        del attempt
+        resolver, monitors = make(), []
+        with contextlib.suppress(PoolTerminatedError):
+            await lives_and_ends(resolver, monitors)
+        await monitors[0].terminate()
+        assert_monitor_over(resolver)
+
+    at_every_await(scene, tasks="qorb monitor*", at_least=1)
+
+
+@pytest.mark.parametrize("make", RESOLVERS.values(), ids=RESOLVERS.keys())
+@pytest.mark.parametrize("seed", range(3))
+def test_concurrent_callers_of_a_monitors_end_return_together_whoever_of_them_is_cancelled(make, seed):
+    async def main():
+        resolver = make()
+        monitor = resolver.monitor()
+        async with monitor:
+            await monitor.changed()
+            ends: list[float] = []
+
+            async def end() -> None:
+                await monitor.terminate()
+                assert_monitor_over(resolver)
+                ends.append(now())
+
+            callers = [asyncio.create_task(end()) for _ in range(5)]
+            await asyncio.sleep(0)
+            callers[seed].cancel()
+            await asyncio.wait(callers)
+            assert [caller.cancelled() for caller in callers].count(True) <= 1
+            assert len(set(ends)) == 1
+            moment = now()
+            await monitor.terminate()
+            assert now() == moment
+        assert_monitor_over(resolver)
+
+    run(main, seed=seed)
+
+
+def test_a_monitor_ends_from_within_its_own_resolver():
+    async def main():
+        monitors: list[Any] = []
+
+        async def ends_itself(publish: Publish) -> None:
+            publish([A])
+            await monitors[0].terminate()
+
+        resolver = Scripted(ends_itself)
+        monitors.append(resolver.monitor())
+        async with monitors[0] as monitor:
+            with contextlib.suppress(PoolTerminatedError):
+                await monitor.changed()
+            await asyncio.sleep(1)
+            assert_monitor_over(resolver)
+            with pytest.raises(PoolTerminatedError):
+                await monitor.changed()
+
+    run(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from qorb import AllClaimsUsedError, Backend, ClaimTimeoutError, Outcome
+from qorb import AllClaimsUsedError, Backend, ClaimTimeoutError, ConnectError, NoBackendsOnlineError, Outcome
 from qorb.resolvers import ManualResolver
 from qorb.testing import FakeConnection, FakeConnector, run, settle
 from tests.pools import backends, hold, now, opened
+from tests.visits import Bare, busy
 
 A = backends(1)
 SLACK = 1e-6
@@ -330,6 +332,137 @@ def test_a_dead_connection_is_replaced_when_its_check_comes():
     run(main)
 
 
+class Fickle(Bare):
+    """A connector to a server that closes every connection `life` seconds after it was opened, until it is heal()ed."""
+
+    def __init__(self, life=0.0005):
+        super().__init__()
+        self.life = life
+
+    def heal(self, backend=None):
+        super().heal(backend)
+        self.life = math.inf
+        self.drop()
+
+    async def connect(self, backend):
+        connection = await super().connect(backend)
+        if self.life < math.inf:
+            asyncio.get_running_loop().call_later(self.life, setattr, connection, "closed", True)
+        return connection
+
+
+class Doomed(FakeConnector):
+    """A connector whose connections are open when connect() returns, and closed when they are looked at again."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def is_closed(self, connection):
+        closed = connection.id in self.seen
+        self.seen.add(connection.id)
+        return closed or super().is_closed(connection)
+
+
+def test_connections_that_die_before_they_are_used_count_as_failures_and_are_not_replaced_without_a_pause():
+    async def main():
+        connector = Doomed()
+        async with opened(A, connector, ready=False, spares_wanted=1, max_slots=1) as watched:
+            with pytest.raises(NoBackendsOnlineError, match="closed by the peer") as caught:
+                await watched.pool.claim(timeout=10)
+            assert "before it was used" in str(caught.value.__cause__)
+            # Pauses of 10 ms at least that double, then one try every 2.5 s at least.
+            assert 5 < connector.count["connect"] <= 2 + math.log2(10 / 0.01) + 10 / 2.5
+            assert watched.stats().failures >= connector.count["connect"] - 1
+            assert "closed by the peer" in watched.stats().last_error
+
+    run(main)
+
+
+@pytest.mark.parametrize("claimers", [1, 20])
+def test_a_server_that_accepts_and_closes_is_not_overrun_by_claims_that_fail(claimers):
+    async def main():
+        connector = Fickle()
+        async with opened(A, connector, ready=False) as watched:
+            visits = await busy(watched.pool, claimers, now() + 10, 0.001)
+            assert not [visit for visit in visits if visit.connection is not None and not visit.broken]
+            # All slots try once in each round of the backoff.
+            assert connector.count["connect"] <= 16 * (2 + math.log2(10 / 0.01) + 10 / 2.5)
+            connector.heal()
+            healed = now()
+            async with watched.pool.claim() as connection:
+                await connection.request()
+            assert now() <= healed + 5.1
+            await busy(watched.pool, 1, now() + 2, 0.01)
+            # It has proved itself: what dies from now on of old age is replaced at once, and no failure.
+            failures = watched.stats().failures
+            connector.drop()
+            dropped = now()
+            async with watched.pool.claim():
+                assert now() <= dropped + 0.01
+            assert watched.stats().failures == failures
+
+    run(main)
+
+
+def test_a_server_that_was_restarted_is_at_full_capacity_as_fast_as_it_connects():
+    async def main():
+        connector = FakeConnector()
+        async with opened(A, connector, spares_wanted=8, max_slots=8) as watched:
+            await asyncio.sleep(1)
+            assert connector.drop() == 8
+            async with watched.pool.claim():
+                await asyncio.sleep(0.02)
+                assert len(connector.connections) == 8
+            assert watched.stats().failures == 0
+
+    run(main)
+
+
+def test_a_server_that_closes_each_connection_after_its_claim_is_none_that_fails():
+    async def main():
+        connector = Quick()
+        async with opened(A, connector, spares_wanted=1, max_slots=1) as watched:
+            began = now()
+            for _ in range(100):
+                async with watched.pool.claim() as connection:
+                    connection.closed = True
+            assert now() <= began + 100 * 0.003
+            assert watched.stats().failures == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("proof", ["a claim", "a check"])
+def test_what_has_proved_itself_ends_the_backoff_for_connections_that_died_early(proof):
+    async def main():
+        connector = Fickle()
+        async with opened(A, connector, ready=False, spares_wanted=1, max_slots=1, health_interval=7) as watched:
+            await busy(watched.pool, 1, now() + 60, 0.001)
+            connector.heal()
+            await asyncio.sleep(5.1)
+            if proof == "a claim":
+                await hold(watched.pool, 0)
+            else:
+                await asyncio.sleep(7.5)
+                assert connector.count["validate"]
+            connector.life = 0.0005
+            connector.drop()
+            dropped = now()
+            with contextlib.suppress(ConnectError):
+                async with watched.pool.claim() as connection:
+                    assert now() <= dropped + 0.05
+                    await asyncio.sleep(0.001)
+                    await connection.request()
+            # One early death after the proof: the first pause, not the next of the last row.
+            again = now()
+            with contextlib.suppress(ConnectError):
+                async with watched.pool.claim():
+                    assert now() <= again + 0.05
+
+    run(main)
+
+
 @pytest.mark.parametrize("method", ["is_closed", "needs_recycle"])
 def test_a_question_that_raises_is_answered_by_the_worst(method, caplog):
     async def main():
@@ -339,7 +472,8 @@ def test_a_question_that_raises_is_answered_by_the_worst(method, caplog):
             raise ValueError("no idea")
 
         setattr(connector, method, raises)
-        async with opened(A, connector, spares_wanted=1, max_slots=1) as watched:
+        ready = method != "is_closed"  # otherwise no new connection seems open
+        async with opened(A, connector, ready=ready, spares_wanted=1, max_slots=1) as watched:
             if method == "is_closed":
                 with pytest.raises(ClaimTimeoutError):
                     await watched.pool.claim(timeout=0.1)

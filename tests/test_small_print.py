@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import copy
 import dataclasses
@@ -10,6 +11,7 @@ import logging
 import math
 import pickle
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +20,7 @@ import qorb
 from qorb import (
     AllClaimsUsedError,
     Backend,
+    ClaimError,
     Ledger,
     Policy,
     PolicyError,
@@ -357,3 +360,45 @@ def test_of_what_has_not_ended_twenty_are_named_and_the_rest_is_counted(operatio
         assert text.count("; ") == (min(count, 20) - 1 if more is None else 20)
         assert text.count(" s in " if operation == "connect" else ": on_acquire for ") == min(count, 20)
         assert text.endswith(f"; and {more} more") is (more is not None)
+
+
+# What the loop's exception handler is told.
+
+
+@pytest.mark.parametrize("operation", ["connect", "validate", "on_recycle", "on_acquire", "close"])
+def test_an_exception_that_is_none_is_reported_without_its_secrets_and_frames(operation):
+    class Odd(BaseException):
+        pass
+
+    def odd():
+        password = "hunter2"
+        error = Odd(f"no way to postgres://me:{password}@db/x")
+        error.__cause__ = ValueError(f"password={password}")
+        return error
+
+    told = []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+        connector = FakeConnector()
+        policy = {"spares_wanted": 1, "health_interval": 5, "claim_timeout": 1}
+        async with opened(ONE, connector, ready=operation != "connect", **policy) as watched:
+            connector.fail(operation, odd)
+            for _ in range(10):
+                with contextlib.suppress(ClaimError):
+                    (await watched.pool.claim()).release()
+                await asyncio.sleep(1)
+            if operation == "close":
+                connector.drop()
+                (await watched.pool.claim()).discard()
+                await asyncio.sleep(1)
+            connector.heal()
+            await asyncio.sleep(10)
+
+    run(main)
+    assert told
+    for context in told:
+        printed = traceback.TracebackException.from_exception(context["exception"], capture_locals=True)
+        text = str(context) + "".join(printed.format())
+        assert "hunter2" not in text
+        assert "Odd: no way to postgres://me:***@db/x" in text

@@ -683,7 +683,7 @@ def test_when_timeout_runs_out_termination_error_names_task_backend_how_long_and
         assert "pool main has not ended within 3 s" in str(error)
         for call in stage.connector.in_flight:
             assert call.task.startswith("qorb main slot ")
-            assert f"{call.task}: Terminated for 3.5 s in sleep (" in str(error)
+            assert f"{call.task}: connect for 3.5 s in _go_on_regardless (" in str(error)
         assert {call.backend.name for call in stage.connector.in_flight} == {"a", "b"}
         assert sorted(error.ledger.tasks) == sorted(call.task for call in stage.connector.in_flight)
         assert not error.ledger.empty
@@ -699,7 +699,7 @@ def test_termination_error_names_an_on_acquire_that_does_not_end():
         assert "on_acquire" in str(caught.value)
         assert "task 'claimer 0'" in str(caught.value)
         assert "3.1 s" in str(caught.value)
-        assert "in sleep (" in str(caught.value)
+        assert "in _go_on_regardless (" in str(caught.value)
         assert any("on_acquire" in name for name in caught.value.ledger.tasks)
 
     play(deaf_acquiring, scene)
@@ -725,7 +725,7 @@ def test_termination_error_names_a_resolver_that_does_not_end():
     async def scene(stage: Stage) -> None:
         with pytest.raises(TerminationError) as caught:
             await stage.pool.terminate(timeout=3)
-        assert "qorb main resolver: 4.0 s in " in str(caught.value)
+        assert "qorb main resolver: watch for 4.0 s in " in str(caught.value)
         assert caught.value.ledger.tasks == ("qorb main resolver",)
 
     async def phase(stage: Stage) -> None:
@@ -786,7 +786,7 @@ def test_without_timeout_a_warning_every_five_seconds_says_what_is_left(caplog):
         for number, text in enumerate(warned, 1):
             assert f"pool main has not ended after {5 * number:.1f} s: " in text
             for name in ("a", "b"):
-                assert f" {name}: Terminated for {5 * number + 0.5:.1f} s in sleep (" in text
+                assert f" {name}: connect for {5 * number + 0.5:.1f} s in _go_on_regardless (" in text
 
     play(deaf_connecting, scene)
 

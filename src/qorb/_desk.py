@@ -182,6 +182,8 @@ class Desk(Generic[C]):
         slot.owner.total_claims += 1
         if engine.observer is not None:
             engine.emit(events.ClaimDone(engine.name, attempt.id, slot.id, self.clock() - attempt.started))
+            if slot.detached:  # on its way here
+                self.handed_back(slot)
         return slot
 
     async def _next_turn(self) -> None:
@@ -237,7 +239,10 @@ class Desk(Generic[C]):
             slot = slots.idle[-1]
             if observed:
                 engine.emit(events.SlotSetClaimStart(engine.name, claim_id, slots.backend.name))
-            if engine.seems_open(slot):
+            fit = engine.seems_open(slot)
+            if slot.state is not UNCLAIMED:  # is_closed() has made calls of its own, and the slot went another way
+                continue
+            if fit:
                 return slot
             slots.found_closed(slot)
             if observed:
@@ -297,6 +302,8 @@ class Desk(Generic[C]):
     def stand_in_line(self, attempt: Attempt) -> asyncio.Future[Any]:
         """Join the line: what comes of the future goes to `take_over`, an exception on the way to `forsake`."""
         line = self.line
+        if not self.open:
+            raise self.engine.ended_error()
         if attempt.failure is None:
             if attempt.timeout <= 0:
                 raise diagnose(self.engine).error(attempt)
@@ -355,7 +362,7 @@ class Desk(Generic[C]):
         if slot.revoked or slot.detached:
             self.discard(slot)
             return
-        self._returned(slot)
+        self.handed_back(slot)
         if slot.odd:
             self._take_back_odd(slot)
         else:
@@ -470,7 +477,7 @@ class Desk(Generic[C]):
         attempt.failure = presentable(error)
         if engine.observer is not None:
             engine.emit(events.ClaimAcquireFailed(engine.name, attempt.id, slot.id, describe(error)))
-        self._returned(slot)
+        self.handed_back(slot)
         if slot.state is CLAIMED:
             slot.owner.acquire_failed(slot, error)
         self._after_release()
@@ -484,23 +491,32 @@ class Desk(Generic[C]):
             return
         if outcome is not Outcome.CLEAN and self.loop.is_closed():
             return  # a block was left because its task was collected; the connection is closed with the pool
-        self._returned(slot)
-        if self._must_recycle(slot, outcome):
-            if slot.owner.leaving or not self.open:
+        self.handed_back(slot)
+        recycled = self._must_recycle(slot, outcome)
+        # What the connector is asked may make calls of its own: the slot is looked at after the answers.
+        fit = not recycled and not slot.odd and self.open and self.engine.seems_open(slot)
+        if slot.state is not CLAIMED:
+            self._dispose(slot)
+        elif recycled:
+            if self._ends(slot):
                 slot.move(TERMINATED)
             else:
                 slot.recycle(outcome)
             self._after_release()
-        elif slot.odd or not self.open or not self.engine.seems_open(slot):
-            self._take_back_odd(slot)
-        else:
+        elif fit and not slot.odd and self.open:
             self._pass_on(slot)
+        else:
+            self._take_back_odd(slot)
 
     def discard(self, slot: Slot[C]) -> None:
         """Take back a connection that is not to be used again. Never waits."""
         if self.engine.forked:
             return
-        self._returned(slot)
+        self.handed_back(slot)
+        self._dispose(slot)
+
+    def _dispose(self, slot: Slot[C]) -> None:
+        """Close the connection, unless the pool has taken it back before."""
         if slot.detached:
             connection, slot.connection, slot.ready = slot.connection, None, None
             slot.detached = False
@@ -508,8 +524,12 @@ class Desk(Generic[C]):
             if connection is not None:
                 self.engine.abort_detached(connection)
         elif slot.state is CLAIMED:
-            slot.move(TERMINATED if slot.owner.leaving or not self.open else CONNECTING)
+            slot.move(TERMINATED if self._ends(slot) else CONNECTING)
             self._after_release()
+
+    def _ends(self, slot: Slot[C]) -> bool:
+        """Say whether the slot ends when it is given back."""
+        return slot.owner.leaving or not self.open
 
     def _must_recycle(self, slot: Slot[C], outcome: Outcome) -> bool:
         if not self._asks_needs_recycle:
@@ -523,10 +543,12 @@ class Desk(Generic[C]):
             self.engine.user_code_failed("needs_recycle()", failure.error)
             return True
 
-    def _returned(self, slot: Slot[C]) -> None:
+    def handed_back(self, slot: Slot[C]) -> None:
+        """Tell the observer, once, that the slot is no longer its claimer's."""
         engine = self.engine
-        if engine.observer is not None:
-            engine.emit(events.HandleReturned(engine.name, slot.claim_id, slot.id, slot.owner.backend.name))
+        if engine.observer is not None and slot.claim_id:
+            claim_id, slot.claim_id = slot.claim_id, 0
+            engine.emit(events.HandleReturned(engine.name, claim_id, slot.id, slot.owner.backend.name))
 
     def _pass_on(self, slot: Slot[C]) -> None:
         """Give the connection to the first in line, or put it among the idle ones."""
@@ -546,13 +568,18 @@ class Desk(Generic[C]):
 
     def _take_back_odd(self, slot: Slot[C]) -> None:
         """Take a clean connection back into a slot that something is the matter with."""
-        owner = slot.owner
-        if owner.leaving or not self.open:
+        worn = self._ends(slot) or slot.stale or slot.too_old or not self.engine.seems_open(slot)
+        if slot.state is not CLAIMED:  # is_closed() has ended the pool
+            self._dispose(slot)
+            return
+        if self._ends(slot):
             slot.move(TERMINATED)
-        elif slot.stale or slot.too_old or not self.engine.seems_open(slot):
+        elif worn or slot.stale:
             slot.move(CONNECTING)
         else:
-            slot.odd = slot.due
+            if slot.holder is not None:  # somebody had it
+                slot.owner.connection_proven(slot)
+            slot.odd = slot.due or not slot.proven
             self._pass_on(slot)
             return
         self._after_release()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from qorb._slot import CLAIMED
+from qorb._slot import CLAIMED, CONNECTING
 from qorb._tasks import where
 from qorb.errors import (
     AllClaimsUsedError,
@@ -19,10 +21,14 @@ if TYPE_CHECKING:
     from qorb._desk import Attempt
     from qorb._engine import Engine
     from qorb._slot import Slot
+    from qorb._slot_set import SlotSet
 
 _BACKENDS_LISTED = 10
 _HOLDERS_LISTED = 3
 _WAITERS_LISTED = 3
+_JUST_NOW = 1.0
+"""Seconds; what is older is dated."""
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 class Diagnosis:
@@ -77,10 +83,8 @@ def _no_backends(engine: Engine[Any]) -> Diagnosis:
 
 def _none_online(engine: Engine[Any]) -> Diagnosis:
     sets = [engine.sets[name] for name in sorted(engine.backends)]
-    listed = [
-        f"{slots.backend.name}: {slots.last_error_text or 'still connecting for the first time'}"
-        for slots in sets[:_BACKENDS_LISTED]
-    ]
+    now = engine.loop.time()
+    listed = [f"{slots.backend.name}: {_plight(slots, now)}" for slots in sets[:_BACKENDS_LISTED]]
     if len(sets) > _BACKENDS_LISTED:
         listed.append(f"and {len(sets) - _BACKENDS_LISTED} more")
     newest = max(sets, key=lambda slots: slots.last_error_time)
@@ -107,12 +111,46 @@ def _all_used(engine: Engine[Any]) -> Diagnosis:
     return Diagnosis(AllClaimsUsedError, text, None, _held(engine))
 
 
+def _plight(slots: SlotSet[Any], now: float) -> str:
+    """Say what keeps a backend from being connected: what is under way, and what went wrong last and how long ago."""
+    under_way = _under_way(slots, now)
+    trouble, moment = slots.last_error_text, slots.last_error_time
+    if slots.lost_at > moment:
+        trouble, moment = "closed by the peer", slots.lost_at
+    if trouble is None:
+        return under_way or ("waiting to connect" if slots.last_attempt > -math.inf else "not tried yet")
+    if now - moment < _JUST_NOW:
+        return trouble
+    ago = f"{duration(now - moment)} ago"
+    return f"{under_way} ({ago}: {trouble})" if under_way else f"{trouble} ({ago})"
+
+
+def _under_way(slots: SlotSet[Any], now: float) -> str:
+    """Say what of the connector has been under way for longest in those slots that are not connected."""
+    calls = [(slot.call.since, slot) for slot in slots.slots if slot.state is CONNECTING and slot.call is not None]
+    if not calls:
+        return ""
+    began, slot = min(calls, key=itemgetter(0))
+    what = "connecting" if slot.attempting else "closing its last connection"
+    return f"{what} for {duration(now - began)}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that suits it."""
+    if seconds < 2 * _MINUTE:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"  # noqa: PLR2004 - two digits are enough
+    if seconds < 2 * _HOUR:
+        return f"{seconds // _MINUTE:.0f} min"
+    return f"{seconds // _HOUR:.0f} h" if seconds < 2 * _DAY else f"{seconds // _DAY:.0f} days"
+
+
 def _not_ready(engine: Engine[Any]) -> str:
     idle = sum(slots.unclaimed for slots in engine.sets.values())
     connecting = sum(slots.connecting for slots in engine.sets.values())
     checking = sum(slots.checking for slots in engine.sets.values())
+    now = engine.loop.time()
     errors = [
-        f"{slots.backend.name}: {slots.last_error_text}"
+        f"{slots.backend.name}: {_plight(slots, now)}"
         for slots in engine.sets.values()
         if slots.connecting and slots.last_error_text
     ]

@@ -324,7 +324,7 @@ class Engine(Generic[C]):
     def acquire_ended(self) -> None:
         """Note that an on_acquire is over."""
         if not self.desk.open:
-            self.termination.look()
+            self.timers.soon(self.termination.look)  # not at once: the observer has to hear of the claim's end first
 
     # Balance.
 

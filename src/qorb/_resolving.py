@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qorb import events
-from qorb._tasks import Call, CallFailedError, Interrupted, call_now, logger, where
+from qorb._tasks import Call, CallFailedError, Interrupted, call_now, logger
 from qorb.backend import Backend, check_names
 from qorb.errors import ResolveError, WrongLoopError, describe, presentable
 from qorb.publishing import Publisher
@@ -137,7 +137,7 @@ class Watch:
         call = self.call
         if call is None:
             return f"{self.name}: waiting before the next watch()"
-        return f"{self.name}: {self._timers.loop.time() - call.since:.1f} s in {where(call.coroutine)}"
+        return f"{self.name}: {call.describe()}"
 
     def failed(self, error: ResolveError) -> None:
         """Pass on why there is no newer set."""
@@ -175,9 +175,12 @@ class Watch:
 
 def _checked(backends: Iterable[Backend]) -> dict[str, Backend]:
     """Read a set, by name; the iterable is user code."""
-    read = tuple(backends)
+    read: tuple[object, ...] = (backends,) if isinstance(backends, str) else tuple(backends)
+    checked: list[Backend] = []
     for backend in read:
-        if not isinstance(backend, Backend):
-            raise TypeError(f"{backend!r} is no Backend")
-    check_names(read)
-    return {backend.name: backend for backend in read}
+        if not isinstance(backend, Backend):  # its text may be that of a connection string, with a password
+            kind = type(backend).__name__
+            raise TypeError(f"{kind} is no Backend; publish a list of them, such as [Backend.parse('10.0.0.1:5432')]")
+        checked.append(backend)
+    check_names(checked)
+    return {backend.name: backend for backend in checked}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qorb import events
 from qorb._core.states import SlotState, check_move
-from qorb._tasks import Call, CallFailedError, Interrupted, logger, where
+from qorb._tasks import Call, CallFailedError, Interrupted, logger
 from qorb.connector import Outcome
 from qorb.errors import ConnectError, describe
 
@@ -38,6 +38,16 @@ TERMINATED = SlotState.TERMINATED
 
 _ids = itertools.count(1)
 
+_BETWEEN_CALLS = {
+    CONNECTING: "waiting to connect",
+    UNCLAIMED: "idle",
+    CHECKING: "about to be checked",
+    CLAIMED: "claimed",
+    RECYCLING: "about to be recycled",
+    TERMINATED: "ending",
+}
+"""What a slot does while it has no call of the connector under way."""
+
 
 class Slot(Generic[C]):
     """A commitment to hold one connection to a backend."""
@@ -55,9 +65,11 @@ class Slot(Generic[C]):
         "backend",
         "call",
         "claim_id",
+        "connected_at",
         "connection",
         "detached",
         "due",
+        "fresh_round",
         "holder",
         "id",
         "idle_by",
@@ -65,12 +77,14 @@ class Slot(Generic[C]):
         "odd",
         "owner",
         "place",
+        "proven",
         "ready",
         "replaces",
         "revoked",
         "since",
         "site",
         "state",
+        "untold",
         "warned_since",
     )
 
@@ -86,7 +100,7 @@ class Slot(Generic[C]):
         self.ready: asyncio.Future[C] | None = None
         """A finished future that bears the connection: awaiting it costs less than a coroutine."""
         self.odd = False
-        """A release must take the long way and look: the slot is due, stale, leaving or revoked."""
+        """A release must take the long way and look: the slot is due, stale, leaving, revoked, or not proven yet."""
         self.due = False
         """A check or the end of the connection's lifetime is due."""
         self.holder: weakref.ref[asyncio.Task[Any]] | None = None
@@ -100,15 +114,23 @@ class Slot(Generic[C]):
         self.warned_since = -math.inf
         """`since` of the claim that was logged for its length."""
         self.claim_id = 0
+        """The claim that the observer was told it was handed to; 0 when he was told that it came back."""
         self.place = 0
         """Where among the idle connections it is to stand: the last is handed out first."""
         self.attempting = False
         self.acquire_round = 0
         """The round of the backend's on_acquire backoff in which the connection was made."""
+        self.fresh_round = 0
+        """The round of the backend's backoff for connections that die young in which it was made."""
+        self.connected_at = 0.0
+        self.proven = False
+        """The connection served a claim, or passed a check, and was open afterwards."""
         self.replaces = replaces
         self.revoked = False
         self.detached = False
         self.call: Call[Any] | None = None
+        self.untold: type[events._SlotFailure] | None = None
+        """What the observer has to be told if what it was told the start of comes to no other end."""
         self._outgoing: C | None = None
         """A connection that is to be closed before anything else."""
         self._outcome = Outcome.CLEAN
@@ -154,7 +176,7 @@ class Slot(Generic[C]):
         """End at once: nothing is waited out, the connection is aborted. A claim that is still out is revoked."""
         self._stopped = True
         if self.state is CLAIMED:
-            self.revoked = True
+            self._revoke()
         if self.state is not TERMINATED:
             self.move(TERMINATED)
         if self.call is not None:
@@ -163,9 +185,15 @@ class Slot(Generic[C]):
             self._abort_outgoing()
         self.wake()
 
+    def _revoke(self) -> None:
+        self.revoked = True
+        self.owner.engine.desk.handed_back(self)
+
     def detach(self) -> None:
         """Leave the claimed connection to its claimer, who aborts it on release; the slot ends."""
         self.detached = True
+        if self.holder is not None:  # otherwise its claimer has not come for it yet
+            self.owner.engine.desk.handed_back(self)
         self.owner.engine.connections.pop(id(self.connection), None)
         connection, ready = self.connection, self.ready
         self.connection = None
@@ -201,7 +229,10 @@ class Slot(Generic[C]):
         if self.too_old:
             self.renew()
             return False
-        if not self.owner.engine.seems_open(self):
+        fit = self.owner.engine.seems_open(self)
+        if self.state is not UNCLAIMED:  # is_closed() has made calls of its own, and the slot went another way
+            return False
+        if not fit:
             self.owner.found_closed(self)
             return False
         self.owner.note_idle()  # while it is checked it is not among the idle ones
@@ -226,11 +257,17 @@ class Slot(Generic[C]):
         try:
             while self.state is not TERMINATED or self._outgoing is not None:
                 await self._next_stage()
+                self._tell_end()
                 if task is not None and task.cancelling():  # user code swallowed a cancellation that was not ours
                     raise asyncio.CancelledError
         except (KeyboardInterrupt, SystemExit):
             self.emergency_exit()  # the loop stops now: nobody may come by later to settle the slot
             raise
+
+    def _tell_end(self) -> None:
+        """Tell the observer of what was neither good nor bad that it is over."""
+        if self.untold is not None:
+            self.owner.observe_failure(self.untold, self, "given up: the slot ends or the backend moved")
 
     async def _next_stage(self) -> None:
         if self._outgoing is not None:
@@ -314,7 +351,10 @@ class Slot(Generic[C]):
             self._outgoing = connection
             return
         self.connection = connection
-        if not engine.seems_open(self):  # a failure, with a pause: otherwise who waits would drive it round and round
+        fit = engine.seems_open(self)
+        if self.state is not CONNECTING:  # is_closed() has ended the slot, and the connection with it
+            return
+        if not fit:  # a failure, with a pause: otherwise who waits would drive it round and round
             self.connection, self._outgoing = None, connection
             raise CallFailedError(
                 ConnectError("connect() returned a connection that is closed already", self.backend.name)
@@ -326,6 +366,9 @@ class Slot(Generic[C]):
         self.holder = None
         self.place = 0
         self.acquire_round = owner.acquire_backoff.round
+        self.fresh_round = owner.fresh_backoff.round
+        self.connected_at = self.since
+        self.proven = False
         self._expires = self.since + engine.policy.max_lifetime * (1 - 0.1 * engine.rng.random())
         self.set_due_timer()
         owner.attempt_succeeded(self)
@@ -340,7 +383,7 @@ class Slot(Generic[C]):
         self.due = False
         if self._due_timer is not None:  # checked before its time, because another check had failed
             self._due_timer.cancel()
-        self.odd = self.stale
+        self.odd = self.stale or not self.proven
         self._due_timer = engine.timers.at(moment, self.fall_due)
 
     async def _check(self) -> None:
@@ -355,6 +398,7 @@ class Slot(Generic[C]):
                 owner.check_failed(self, failure.error)
         else:
             owner.observe(events.HealthCheckDone, self)
+            owner.connection_proven(self)
         if self.state is CHECKING:
             self.set_due_timer()
             self.move(UNCLAIMED)
@@ -374,6 +418,7 @@ class Slot(Generic[C]):
                 owner.recycle_failed(self, failure.error)
         else:
             owner.observe(events.RecycleDone, self)
+            owner.connection_proven(self)
         if self.state is RECYCLING:
             if self.stale or self.too_old:
                 self.renew()
@@ -414,6 +459,7 @@ class Slot(Generic[C]):
 
     def settle(self, task: asyncio.Task[None]) -> None:
         """Give back whatever is still held; the task has ended."""
+        self._tell_end()
         self.emergency_exit()
         self.owner.slot_ended(self, task)
 
@@ -421,18 +467,14 @@ class Slot(Generic[C]):
         """End here and now, whatever is under way."""
         self._stopped = True
         if self.state is CLAIMED:
-            self.revoked = True
+            self._revoke()
         if self.state is not TERMINATED:
             self.move(TERMINATED)
         self._abort_outgoing()
 
     def describe(self) -> str:
         """Say what is under way: the call, for how long, where it waits."""
-        call = self.call
-        if call is None:
-            return f"{self.name}: {self.state.value}"
-        seconds = self.owner.engine.loop.time() - call.since
-        return f"{self.name}: {self.state.value} for {seconds:.1f} s in {where(call.coroutine)}"
+        return f"{self.name}: {self.call.describe() if self.call is not None else _BETWEEN_CALLS[self.state]}"
 
 
 def _finite(seconds: float) -> float:

@@ -27,10 +27,18 @@ C = TypeVar("C")
 MAX_ATTEMPTS_IN_FLIGHT = 8
 """So many connects to one backend run side by side at the most: one that comes back must not be overrun."""
 LEAST_PAUSE = 0.001
-"""Seconds between a failed attempt and the next, even where the policy wants none.
+"""Seconds between a failed attempt, or one given up, and the next, even where the policy wants none.
 
-An attempt that fails without waiting would be repeated for ever within one turn of the loop.
+An attempt that fails, or is given up, without waiting would be repeated for ever within one turn of the loop.
 """
+LEAST_LIFE = 0.5
+"""Seconds; a connection that was used for nothing and is found closed at a greater age was of use all the same."""
+_OTHER_ENDS: dict[type[events._SlotEvent], type[events._SlotFailure]] = {
+    events.ConnectStart: events.ConnectFailed,
+    events.HealthCheckStart: events.HealthCheckFailed,
+    events.RecycleStart: events.RecycleFailed,
+}
+"""How what has started ends if it is not done."""
 OFFLINE_BACKOFF_CAP = 5.0
 """Seconds between attempts at the most while nothing in the pool is online."""
 
@@ -43,6 +51,7 @@ class SlotSet(Ranked, Generic[C]):
         "_checking_slot",
         "_converting",
         "_failure_timer",
+        "_given_up_until",
         "_penalty",
         "_waiting_to_connect",
         "acquire_backoff",
@@ -54,12 +63,14 @@ class SlotSet(Ranked, Generic[C]):
         "connecting",
         "engine",
         "failures",
+        "fresh_backoff",
         "idle",
         "last_attempt",
         "last_error",
         "last_error_text",
         "last_error_time",
         "leaving",
+        "lost_at",
         "online",
         "since",
         "slots",
@@ -91,15 +102,20 @@ class SlotSet(Ranked, Generic[C]):
         self.last_attempt = -math.inf
         self.backoff = Backoff(*engine.backoff_limits)
         self.acquire_backoff = Backoff(*engine.backoff_limits)
+        self.fresh_backoff = Backoff(*engine.backoff_limits)
+        """One step for each round of connections that die young; over when one proves itself, not when one is made."""
         self.failures = FailureWindow(2.0 * policy.max_connection_backoff)
         self.last_error: BaseException | None = None
         self.last_error_text: str | None = None
         self.last_error_time = -math.inf
+        self.lost_at = -math.inf
+        """When an idle connection was found closed last, such that it did not count as a failure."""
         self._waiting_to_connect: dict[Slot[C], None] = {}
         self._checking_slot: Slot[C] | None = None
         self._converting: Slot[C] | None = None
         """The slot that connects to a new address for the sake of one at an old address."""
         self._backoff_timer: Timer | None = None
+        self._given_up_until = -math.inf
         self._failure_timer: Timer | None = None
 
     # What the ranking and the planner read.
@@ -127,7 +143,7 @@ class SlotSet(Ranked, Generic[C]):
     @property
     def next_attempt(self) -> float:
         """Not before this moment will a new attempt begin."""
-        return max(self.backoff.not_before, self.acquire_backoff.not_before)
+        return max(self.backoff.not_before, self.acquire_backoff.not_before, self.fresh_backoff.not_before)
 
     # Slots come and go.
 
@@ -175,7 +191,7 @@ class SlotSet(Ranked, Generic[C]):
         self.backend = backend
         for slot in self.slots:
             if slot.state is CLAIMED:
-                slot.odd = slot.due or slot.stale or slot.revoked
+                slot.odd = slot.due or slot.stale or slot.revoked or not slot.proven
         self.engine.desk.admit(self)
         self._weigh_failures()  # their timer was set aside
 
@@ -266,7 +282,7 @@ class SlotSet(Ranked, Generic[C]):
 
     def _room(self) -> int:
         """Say how many attempts may begin now: while the backend fails, one at a time probes it."""
-        if self.next_attempt > self.engine.loop.time():
+        if self._admits_at > self.engine.loop.time():
             return 0
         if self.backoff.steps:
             return 0 if self.attempting else 1
@@ -283,8 +299,13 @@ class SlotSet(Ranked, Generic[C]):
             self._arm_backoff_timer()
 
     def _arm_backoff_timer(self) -> None:
-        if self._backoff_timer is None and not self.leaving and self.next_attempt > self.engine.loop.time():
-            self._backoff_timer = self.engine.timers.at(self.next_attempt, self._backoff_over)
+        if self._backoff_timer is None and not self.leaving and self._admits_at > self.engine.loop.time():
+            self._backoff_timer = self.engine.timers.at(self._admits_at, self._backoff_over)
+
+    @property
+    def _admits_at(self) -> float:
+        """No attempt begins before: when the planner thinks that the next may, or a moment after one was given up."""
+        return max(self.next_attempt, self._given_up_until)
 
     def _backoff_over(self) -> None:
         self._backoff_timer = None
@@ -311,7 +332,13 @@ class SlotSet(Ranked, Generic[C]):
         self.pump()
 
     def attempt_given_up(self, slot: Slot[C]) -> None:
-        """Note that a connect() was interrupted by us: neither good nor bad."""
+        """Note that a connect() was interrupted by us: neither good nor bad.
+
+        The next one waits for a moment all the same: a connector whose connect() claims from its own pool is demand
+        that goes when it is interrupted, and without a pause slots would be started and ended round and round in no
+        time.
+        """
+        self._given_up_until = self.engine.loop.time() + LEAST_PAUSE
         self.observe_failure(events.ConnectFailed, slot, "given up: the slot ends or the backend moved")
 
     def attempt_succeeded(self, slot: Slot[C]) -> None:
@@ -343,8 +370,9 @@ class SlotSet(Ranked, Generic[C]):
         if self.engine.tasks.closed:
             return
         now = self.engine.loop.time()
-        shortened = self.backoff.shorten(now, OFFLINE_BACKOFF_CAP)
-        if self.acquire_backoff.shorten(now, OFFLINE_BACKOFF_CAP) or shortened:
+        backoffs = (self.backoff, self.acquire_backoff, self.fresh_backoff)
+        shortened = [backoff.shorten(now, OFFLINE_BACKOFF_CAP) for backoff in backoffs]
+        if any(shortened):
             self._rearm_backoff_timer()
 
     # Checks: one at a time while others are idle, all together once one has failed.
@@ -369,16 +397,52 @@ class SlotSet(Ranked, Generic[C]):
 
     def recycle_failed(self, slot: Slot[C], error: BaseException) -> None:
         """Give the connection up; it counts as a failure whatever the outcome of the claim was."""
+        if self._died_young(slot) and not self.engine.seems_open(slot):
+            error = self._early_death(slot, "in its first claim")
         self._failed(error)
         self.observe_failure(events.RecycleFailed, slot, self.last_error_text or "")
-        slot.move(CONNECTING)
+        if slot.state is RECYCLING:  # is_closed() may have ended the pool
+            slot.move(CONNECTING)
 
     def found_closed(self, slot: Slot[C]) -> None:
-        """Replace an idle connection that is visibly dead, and any other idle one of this backend that is too."""
-        slot.renew()
+        """Replace an idle connection that is visibly dead, and any other idle one of this backend that is too.
+
+        An old one at once: servers close what is idle for long, or are restarted. One that died young counts as a
+        failed attempt to connect, and is replaced after a pause: a server that accepts and closes must not be overrun.
+        """
+        self._replace_closed(slot)
         for other in tuple(self.idle):
-            if other.state is UNCLAIMED and not self.engine.seems_open(other):
-                other.renew()
+            if other.state is UNCLAIMED and not self.engine.seems_open(other) and other.state is UNCLAIMED:
+                self._replace_closed(other)
+
+    def _replace_closed(self, slot: Slot[C]) -> None:
+        if self._died_young(slot):
+            self._failed(self._early_death(slot, "before it was used"))
+        else:
+            self.lost_at = self.engine.loop.time()
+            self.connection_proven(slot)
+        slot.renew()
+
+    def _died_young(self, slot: Slot[C]) -> bool:
+        """Say whether a closed connection was of no use: not proven, nor older than the pause that such ones bring."""
+        age = self.engine.loop.time() - slot.connected_at
+        return not slot.proven and age < max(LEAST_LIFE, self.fresh_backoff.pause)
+
+    def _early_death(self, slot: Slot[C], when: str) -> ConnectError:
+        """Leave the backend alone for a while, and give the reason."""
+        now = self.engine.loop.time()
+        self.fresh_backoff.failed(slot.fresh_round, now, self.engine.backoff_cap())
+        age = now - slot.connected_at
+        return ConnectError(f"closed by the peer within {age:.3g} s of connecting, {when}", self.backend.name)
+
+    def connection_proven(self, slot: Slot[C]) -> None:
+        """Note that a connection was of use; the first time that ends the backoff for those that die young."""
+        if slot.proven:
+            return
+        slot.proven = True
+        if self.fresh_backoff.steps and slot.fresh_round == self.fresh_backoff.round:
+            self.fresh_backoff.succeeded()
+            self._rearm_backoff_timer()
 
     def acquire_failed(self, slot: Slot[C], error: BaseException) -> None:
         """Give up a connection that on_acquire refused, and leave the backend alone for a while."""
@@ -403,6 +467,7 @@ class SlotSet(Ranked, Generic[C]):
         if (old.address, old.server_name) != (backend.address, backend.server_name):
             self.backoff.succeeded()  # the failures were those of the old address
             self.acquire_backoff.succeeded()
+            self.fresh_backoff.succeeded()
             self._rearm_backoff_timer()
             for slot in tuple(self.slots):
                 slot.redirect()
@@ -441,8 +506,12 @@ class SlotSet(Ranked, Generic[C]):
     def _failed(self, error: BaseException) -> None:
         now = self.engine.loop.time()
         self.last_error_text = describe(error)
-        self.last_error = ConnectError(f"{self.backend.name}: {self.last_error_text}", self.backend.name)
-        self.last_error.__cause__ = presentable(error)
+        cause = presentable(error)
+        if isinstance(cause, ConnectError) and cause.backend == self.backend.name:
+            self.last_error = cause  # it says all that there is to say
+        else:
+            self.last_error = ConnectError(f"{self.backend.name}: {self.last_error_text}", self.backend.name)
+            self.last_error.__cause__ = cause
         self.last_error_time = now
         self.failures.add(now)
         self._weigh_failures()
@@ -473,10 +542,12 @@ class SlotSet(Ranked, Generic[C]):
     def observe(self, kind: type[events._SlotEvent], slot: Slot[C]) -> None:
         """Tell the observer, if there is one."""
         if self.engine.observer is not None:
+            slot.untold = _OTHER_ENDS.get(kind)
             self.engine.emit(kind(self.engine.name, slot.id, self.backend.name))
 
     def observe_failure(self, kind: type[events._SlotFailure], slot: Slot[C], reason: str) -> None:
         """Tell the observer and the log."""
+        slot.untold = None
         logger.debug("%s: %s: %s", slot.name, kind.__name__, reason)
         if self.engine.observer is not None:
             self.engine.emit(kind(self.engine.name, slot.id, self.backend.name, reason))

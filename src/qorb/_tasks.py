@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from qorb.errors import ConnectError, describe
+from qorb.errors import ConnectError, describe, reportable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -129,12 +130,14 @@ class Call(Generic[T]):
         "_timers",
         "_waits_for",
         "coroutine",
+        "function",
         "interrupted",
         "since",
     )
 
     def __init__(self, timers: TimerOwner, function: Callable[..., Awaitable[T]], *arguments: object) -> None:
         """Prepare to await function(*arguments)."""
+        self.function = function
         self.coroutine: Coroutine[Any, Any, T] = _enter(function, arguments)
         self._timers = timers
         self._waits_for: Any = None
@@ -147,6 +150,12 @@ class Call(Generic[T]):
         """The call, of this pool or another, in whose midst it is made: a connector may claim connections, too."""
         self.interrupted = False
         self.since = timers.loop.time()
+
+    def describe(self, by: str = "") -> str:
+        """Say what is called, for how long, by whom where that is not plain, and where it waits."""
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        seconds = self._timers.loop.time() - self.since
+        return f"{name} for {seconds:.1f} s{f' by {by}' if by else ''} in {where(self.coroutine)}"
 
     async def within(self, seconds: float) -> T:
         """Await the call, bounded by `seconds`: what does not listen and ends well later was too slow all the same.
@@ -182,7 +191,9 @@ class Call(Generic[T]):
         except Exception as error:  # noqa: BLE001 - user code
             raise CallFailedError(error) from None
         except BaseException as error:  # noqa: BLE001 - user code; what must pass has passed above
-            loop.call_exception_handler({"message": "qorb: user code raised a BaseException", "exception": error})
+            loop.call_exception_handler(
+                {"message": "qorb: user code raised a BaseException", "exception": reportable(error)}
+            )
             raise CallFailedError(error) from None
         finally:
             if limit is not None:
@@ -351,13 +362,29 @@ class TaskOwner:
 
 
 def where(coroutine: Any) -> str:  # noqa: ANN401 - coroutines, generators and awaitables of any kind
-    """Say where a suspended coroutine waits: function, file and line of its innermost frame."""
-    place = ""
+    """Say where a suspended coroutine waits: function, file and line of its innermost frame.
+
+    That is the innermost one outside the standard library, where there is one: that something sleeps in asyncio tells
+    nobody what it is.
+    """
+    innermost = telling = ""
     for _ in range(100):
         frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
         if frame is None:
             break
         code: CodeType = frame.f_code
-        place = f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
+        innermost = f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
+        if code is not _enter.__code__ and not _is_of_python(code.co_filename):
+            telling = innermost
         coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
-    return place or "not started yet"
+    return telling or innermost or "not started yet"
+
+
+_STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep  # noqa: PTH120 - compared as text
+
+
+def _is_of_python(filename: str) -> bool:
+    """Whether a file belongs to the standard library, among whose folders lies that of what was installed."""
+    if filename.startswith("<frozen "):
+        return True
+    return filename.startswith(_STANDARD_LIBRARY) and "-packages" + os.sep not in filename

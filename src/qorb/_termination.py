@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qorb import events
 from qorb._diagnosis import describe_holder, holder
 from qorb._slot import CLAIMED, Slot
-from qorb._tasks import logger, where
+from qorb._tasks import logger
 from qorb.errors import TerminationError
 from qorb.stats import PoolState
 
@@ -44,6 +44,8 @@ class Termination:
         self._stop_at = math.inf
         self._stop_timer: Timer | None = None
         self._stopped = False
+        self._heard = False
+        """Whoever waited for a connection has heard of the end."""
         self._warn_timer: Timer | None = None
         self._callers: dict[asyncio.Future[bool], None] = {}
 
@@ -98,9 +100,13 @@ class Termination:
         engine.halt()
         self._warn_later()
         # Whoever waited has to hear of the end before it has come, even when there is no task to be waited for.
-        engine.timers.soon(self.look)
+        engine.timers.soon(self._all_have_heard)
         if engine.observer is not None:
             engine.emit(events.PoolTerminateStart(engine.name, left))
+
+    def _all_have_heard(self) -> None:
+        self._heard = True
+        self.look()
 
     def _retire_all(self) -> None:
         """Close idle connections gracefully, give up attempts and checks, stop the resolver."""
@@ -173,7 +179,7 @@ class Termination:
     def look(self) -> None:
         """End when nothing is left that runs."""
         engine = self._engine
-        if engine.state is not PoolState.TERMINATING or engine.tasks.tasks or engine.desk.acquiring:
+        if engine.state is not PoolState.TERMINATING or not self._heard or engine.tasks.tasks or engine.desk.acquiring:
             return
         engine.state = PoolState.TERMINATED  # before the observer hears of it, who may call abort()
         if engine.observer is not None:
@@ -209,7 +215,7 @@ class Termination:
         """Say of every on_acquire, and of these lives, for how long and where it waits."""
         now = self._engine.loop.time()
         for call, slot in self._engine.desk.acquiring.items():
-            yield f"{slot.name}: on_acquire for {now - call.since:.1f} s by {holder(slot)} in {where(call.coroutine)}"
+            yield f"{slot.name}: {call.describe(holder(slot))}"
         for life in lives:
             if isinstance(life, Slot) and life.state is CLAIMED:
                 yield f"{life.name}: claimed for {describe_holder(life, now)}"

@@ -7,6 +7,7 @@ They do what the desk and Slot.move() do in the same situation, and a test says 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import warnings
 from asyncio import current_task
@@ -59,7 +60,11 @@ class ClaimRequest(Attempt, Generic[C]):
             ...
 
         async def __aexit__(self, *exc: object) -> None:
-            """Give the connection back. Never suspends."""
+            """Give the connection back. Never suspends.
+
+            Raises WrongLoopError in another thread, unless the connection just goes back among the idle ones; nothing
+            is given back then.
+            """
             ...
 
     def _enter_quickly(self) -> Awaitable[C]:  # noqa: PLR0911 - each way out is a short cut not taken
@@ -81,7 +86,14 @@ class ClaimRequest(Attempt, Generic[C]):
             if slots is None:
                 return self._enter()
         slot = slots.idle[-1]
-        if desk.checks_closed and not desk.engine.seems_open(slot):
+        if desk.checks_closed and not (
+            desk.engine.seems_open(slot)
+            # is_closed() may have made calls of its own: is it still this slot's turn?
+            and desk.quick
+            and best.low.head is slots
+            and slots.idle
+            and slots.idle[-1] is slot
+        ):
             return self._enter()
         best.low.head = slots.next
         slots.idle.pop()
@@ -133,7 +145,13 @@ class ClaimRequest(Attempt, Generic[C]):
             return _nothing()
         self.slot = None
         kind = exc[0]
-        if kind is None and desk.swift and not slot.odd and (not desk.checks_closed or desk.engine.seems_open(slot)):
+        if (
+            kind is None
+            and desk.swift
+            and not slot.odd
+            # What is_closed() may have called is the reason to look again.
+            and (not desk.checks_closed or (desk.engine.seems_open(slot) and desk.swift and not slot.odd))
+        ):
             slot.state = UNCLAIMED
             slots = slot.owner
             slots.idle.append(slot)
@@ -145,7 +163,8 @@ class ClaimRequest(Attempt, Generic[C]):
             kind is None
             and desk.brisk
             and not slot.odd
-            and (not desk.checks_closed or desk.engine.seems_open(slot))
+            and (not desk.checks_closed or (desk.engine.seems_open(slot) and desk.brisk and not slot.odd))
+            and get_ident() == desk.thread
             and (first := desk.line.pop()) is not None
         ):
             if not desk.line.waiting:
@@ -155,9 +174,22 @@ class ClaimRequest(Attempt, Generic[C]):
             else:
                 slot.holder = None  # until the claimer takes over
                 first.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
-        else:
+        elif get_ident() == desk.thread or desk.engine.forked or desk.loop.is_closed():
             desk.release(slot, _outcome(kind))
+        else:
+            self._exit_elsewhere(desk, slot, kind)
         return desk.done
+
+    def _exit_elsewhere(self, desk: Desk[C], slot: Slot[C], kind: object) -> None:
+        """Raise WrongLoopError, and give nothing back: the block ends in another thread.
+
+        Unless that is the garbage collector's doing, which closes coroutines in whatever thread it runs.
+        """
+        if kind is not GeneratorExit:
+            self.slot = slot
+            check_thread(desk)
+        with contextlib.suppress(RuntimeError):  # the loop was closed at this very moment: the pool closes everything
+            desk.loop.call_soon_threadsafe(desk.release, slot, _outcome(kind), context=Context())
 
     if not TYPE_CHECKING:
         __aenter__ = _enter_quickly

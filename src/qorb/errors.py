@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _MAX_TEXT = 500
 _MAX_VALUE = 100
+_MAX_NAME = 255
 _MAX_BITS = 128
 _MAX_CHAIN = 10
 _MAX_MEMBERS = 3
@@ -133,16 +134,49 @@ class PolicyError(ValueError):
 
 _URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)\S*(@)")
 _NAMED_SECRET = re.compile(
-    r"""(?ix) ((?: (?<![^\W_]) | (?<=pg) ) (?: pass(?:word|wd|phrase)? | pwd | secret | token | api[-_]?key ))
+    r"""(?ix)
+    ((?: (?<![^\W_]) | (?<=pg) | (?<=ssl) )
+        (?: pass(?:word|wd|phrase)? | pwd | secret | token
+            | (?:api|access|account|private|secret) [-_]? (?:access[-_]?)? key ))
     (['"]? \s* [=:] \s*) (b?"(?:\\.|[^"\\])*" | b?'(?:\\.|[^'\\])*' | [^\s,;&)\]}]+)"""
+)
+_AUTHORIZATION = re.compile(
+    r"""(?ix) (authorization ['"]? \s* [=:] \s* ['"]?) [^\r\n,;'"}]+ | (\bbearer \s+) [\w.~+/=-]{16,}"""
 )
 
 
 def masked(text: str) -> str:
-    """Hide passwords in URLs and the values of `password=` and its like; cut at 500 characters."""
+    """Hide passwords in URLs, the values of `password=` and its like and of Authorization; cut at 500 characters."""
+    return _cut(_hidden(text))
+
+
+def _hidden(text: str) -> str:
     text = _URL_PASSWORD.sub(r"\1***\2", text)
     text = _NAMED_SECRET.sub(r"\1\2***", text)
+    return _AUTHORIZATION.sub(r"\1\2***", text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+def _one_line(text: str) -> str:
+    """Show what is not printable by its escape: a server's answer must not write to terminals, or lines of a log."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def check_name(what: str, name: object) -> None:
+    """Raise ValueError for what can be no name: names stand in logs, errors and metrics, and on terminals."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{what} must be a text that is not empty, not {shown(name)}")
+    if len(name) > _MAX_NAME:
+        raise ValueError(f"{what} must not be longer than {_MAX_NAME} characters; this one has {len(name)}")
+    if not name.isprintable():
+        raise ValueError(f"{what} must consist of printable characters, unlike {shown(name)}")
+    if name != name.strip():
+        raise ValueError(f"{what} must not begin or end with a blank, as {shown(name)} does")
 
 
 def shown(value: object) -> str:
@@ -150,20 +184,20 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:  # Python itself refuses to write out the longest ones
         return f"{'-' if value < 0 else ''}10**{int(value.bit_length() * math.log10(2))} or so"
     try:
-        text = masked(repr(value))
+        text = repr(masked(value)) if isinstance(value, str) else masked(repr(value))
     except Exception:  # noqa: BLE001 - a broken __repr__ is user code too
         return f"something of the class {type(value).__name__}"
     return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 1] + "…"
 
 
 def describe(error: BaseException) -> str:
-    """Say what an exception of user code says, class first, without secrets. Never raises an Exception."""
+    """Say what an exception of user code says: class first, in one line, without secrets. Never raises an Exception."""
     try:
         text = _text_of_group(error) if isinstance(error, BaseExceptionGroup) else str(error)
     except Exception:  # noqa: BLE001 - a broken __str__ is user code too
         text = "(its text cannot be had)"
     kind = type(error).__name__
-    return masked(f"{kind}: {text}" if text else kind)
+    return _cut(_one_line(_hidden(f"{kind}: {text}" if text else kind)))
 
 
 def _text_of_group(group: BaseExceptionGroup[BaseException]) -> str:
@@ -173,13 +207,20 @@ def _text_of_group(group: BaseExceptionGroup[BaseException]) -> str:
 
 
 def presentable(error: BaseException) -> BaseException:
-    """Give what may stand as the cause of one of our errors: the exception itself when nothing in it needs masking.
+    """Give what may stand as the cause of one of our errors: the exception itself when nothing in it needs masking."""
+    if not all(isinstance(link, Exception) for link in _chain(error)):
+        return ConnectError(describe(error))
+    return reportable(error)
+
+
+def reportable(error: BaseException) -> BaseException:
+    """Give what may be told to others of an exception, which may be a BaseException: itself if nothing needs masking.
 
     The traceback is dropped: its frames hold the connector's local variables, credentials among them, and would keep
     them alive as long as the error is remembered.
     """
     chain = _chain(error)
-    if len(chain) > _MAX_CHAIN or not all(isinstance(link, Exception) and _harmless(link) for link in chain):
+    if len(chain) > _MAX_CHAIN or not all(map(_harmless, chain)):
         return ConnectError(describe(error))
     for link in chain:
         link.__traceback__ = None
@@ -201,9 +242,8 @@ def _chain(error: BaseException) -> list[BaseException]:
 def _harmless(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup) or getattr(error, "__notes__", None):
         return False  # both are printed with more than their own text
-    kind = type(error).__name__
     try:
         text, shown = str(error), repr(error)
     except Exception:  # noqa: BLE001 - a broken __str__ is user code too
         return False
-    return masked(shown) == shown and describe(error) == (f"{kind}: {text}" if text else kind)
+    return masked(shown) == shown and masked(text) == text

@@ -124,7 +124,7 @@ class ConnectDone(_SlotEvent):
 
 
 class ConnectFailed(_SlotFailure):
-    """connect-failed: the attempt failed or timed out."""
+    """connect-failed: the attempt failed, timed out or was given up."""
 
     __slots__ = ()
 
@@ -167,7 +167,7 @@ class HandleClaimed(Event):
 
 @dataclass(frozen=True, slots=True)
 class HandleReturned(Event):
-    """handle-returned: the slot is back."""
+    """handle-returned: the slot is back, or at the pool's end taken back, or its connection detached."""
 
     claim_id: int
     slot_id: int
@@ -187,7 +187,7 @@ class HealthCheckDone(_SlotEvent):
 
 
 class HealthCheckFailed(_SlotFailure):
-    """health-check-failed: validate raised or timed out."""
+    """health-check-failed: validate raised, timed out or was given up."""
 
     __slots__ = ()
 
@@ -205,7 +205,7 @@ class RecycleDone(_SlotEvent):
 
 
 class RecycleFailed(_SlotFailure):
-    """recycle-failed: on_recycle raised or timed out."""
+    """recycle-failed: on_recycle raised, timed out or was given up."""
 
     __slots__ = ()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 from qorb._engine import Engine
 from qorb.claim import ClaimRequest, call_site
 from qorb.connector import Connector
-from qorb.errors import PoolError, PoolForkedError, PoolNotStartedError, PoolTerminatedError, shown
+from qorb.errors import PoolError, PoolForkedError, PoolNotStartedError, PoolTerminatedError, check_name, shown
 from qorb.policy import Policy
 from qorb.resolver import Resolver
 from qorb.stats import Ledger, PoolState, PoolStats
@@ -62,12 +62,14 @@ class Pool(Generic[C]):
         """Take what the pool is made of; start nothing.
 
         `observer` is called with every event (qorb.events); `rng` is where all chance comes from. Raises TypeError for
-        an argument that is not what it should be.
+        an argument that is not what it should be, ValueError for a name that is empty, not printable or longer than 255
+        characters.
         """
         self._engine: Engine[C] | None = None
         self._desk: Desk[C] | None = None
         self._state = PoolState.NEW
         _check_type("name", name, str)
+        check_name("a pool's name", name)
         _check_type("resolver", resolver, Resolver)
         _check_type("connector", connector, Connector)
         _check_type("policy", policy, Policy)

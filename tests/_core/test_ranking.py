@@ -233,6 +233,32 @@ def test_many_changes_cost_no_memory():
     assert len(made.classes[0]._heap) < 50
 
 
+def test_many_changes_between_two_claims_cost_no_memory_and_no_order():
+    a, b = Backend("a", 4), Backend("b", 4, weight=2)
+    made = ranking(a, b)
+    for load in range(1000, 0, -1):
+        a.load = load
+        made.improve(a)
+
+    assert len(made.classes[0]._heap) < 50
+    assert claim(made) is b
+    a.load = 0
+    made.improve(a)
+    assert claim(made) is a
+
+
+def test_who_served_less_goes_eight_places_forward_at_the_most():
+    late = Backend("late", 1)
+    others = [Backend(f"b{i}", 1) for i in range(12)]
+    made = ranking(*others, late)
+    for other in others:
+        other.total_claims = 1
+    for late.load in (1, 0):  # away from where it stood, and back
+        made.improve(late)
+
+    assert [claim(made) for _ in range(13)].index(late) == 12 - 8
+
+
 class RankingAgainstSorting(RuleBasedStateMachine):
     """The ranking against looking at every backend's score."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 from tests.simulation.plan import Plan, draw
@@ -19,12 +20,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="replay this seed only, with a trace of what happens")
     parser.add_argument("--plan", type=Path, help="replay a plan that was written down, with a trace")
     parser.add_argument("--write", type=Path, help="with --seed: write its plan down, as short as it still fails")
+    parser.add_argument("--digests", action="store_true", help="print a digest of each seed's trace, to compare runs")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first seed that fails")
     chosen = parser.parse_args(arguments)
     if chosen.plan is not None:
         return _replay(Plan.from_json(chosen.plan.read_text()), None)
     if chosen.seed is not None:
         return _replay(draw(chosen.seed), chosen.write)
+    if chosen.digests:
+        for seed in range(chosen.start, chosen.start + chosen.seeds):
+            print(seed, sha256(play(draw(seed)).trace.encode()).hexdigest())
+        return 0
     return _run(chosen.start, chosen.seeds, keep_going=chosen.keep_going)
 
 

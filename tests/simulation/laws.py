@@ -56,10 +56,10 @@ class Law(enum.Enum):
     ONCE = "a claim ends once: served, failed or cancelled; one that was served ends once again"
     DEADLINE = "a claim that is not served ends at its deadline, neither earlier nor later, and says why"
     CANCELLATION = "a cancellation reaches whoever was cancelled, and nobody else; so does an exception of a body"
-    FITNESS = "nobody gets a connection that was left dirty, is closed, or goes to another place than it says"
+    FITNESS = "nobody gets a connection that was left dirty or is closed, or one to another backend than it says"
     CALLS = "the calls for a slot never overlap, and none is made on a connection that is closed already"
     PACE = "a backend that fails is left alone as long as the policy says"
-    BACKENDS = "the backends are those that were published last"
+    BACKENDS = "the backends are those that were published last, and the connections go to where these are now"
     RANKING = "the ranking has every backend that may serve, in its right place"
     PLAN = "there are as many slots as the policy wants, and nobody is without one who could have it"
     PROGRESS = "everything waits for something that is sure to come; what is healed serves again, up to full capacity"
@@ -355,15 +355,17 @@ class Laws:
         elif slots._waiting_to_connect:
             require(slots._room() <= 0, f"{name}: slots wait to connect although they may")
             if not slots.attempting:
-                moment = slots.next_attempt
+                moment = slots._admits_at
                 require(moment > now, f"{name}: nothing keeps it from connecting")
                 armed = slots._backoff_timer is not None or moment - now > FAR
                 require(armed, f"{name} will never be tried again")
-        stale = [slot for slot in slots.idle if slot.stale]
+        where = slots.backend.address, slots.backend.server_name
+        gone_to = [slot.connection.backend for slot in slots.idle if slot.connection is not None]
+        stale = [there for there in gone_to if (there.address, there.server_name) != where]
         if stale and not slots.leaving:
             under_way = slots._converting
             busy = under_way is not None and under_way.state in (CONNECTING, TERMINATED) and under_way in slots.slots
-            require(busy, f"{name}: {len(stale)} idle connections to an old address, and nobody converts them")
+            require(busy, f"{name}: idle connections to {stale}, and nobody converts them", Law.BACKENDS)
 
     @upholding(Law.PLAN)
     def _nothing_is_left_to_plan(self) -> None:

@@ -218,11 +218,14 @@ class _Draw:
 
     # What happens.
 
-    def _steps(self) -> list[Step]:  # noqa: C901 - one kind of step after another
+    def _steps(self) -> list[Step]:  # noqa: C901, PLR0911 - one kind of step after another
         rng = self.rng
         kind = rng.choices(
-            ["client", "crowd", "cancel", "backends", "fault", "heal", "drop", "block", "nonsense", "manners", "look"],
-            [24, 8, 12, 12, 20, 12, 5, 3, 3, 3, 4],
+            [
+                *("client", "crowd", "cancel", "backends", "fault", "heal", "drop", "block", "nonsense", "manners"),
+                *("look", "give_back", "tie"),
+            ],
+            [24, 8, 12, 12, 20, 12, 5, 3, 3, 3, 4, 4, 3],
         )[0]
         if kind == "client":
             return [Step(self._moment(), "client", {"claims": self._claims()})]
@@ -232,6 +235,8 @@ class _Draw:
             return [first] + [Step(["after", 0], "client", {"claims": claims}) for _ in range(rng.choice([2, 5, 9]))]
         if kind == "cancel":
             return [self._cancel() for _ in range(rng.choice([1, 1, 1, 3]))]
+        if kind == "tie":
+            return self._tie()
         if kind == "backends":
             return self._changed_backends()
         if kind == "fault":
@@ -257,6 +262,15 @@ class _Draw:
         how = {"client": self.rng.randrange(100), "at": self.rng.choice(["once", "once", "grant", "grant", "twice"])}
         return Step(self._moment() if self.rng.random() < 0.6 else self._soon(), "cancel", how)
 
+    def _tie(self) -> list[Step]:
+        """Let a connection come back at the very moment at which the time of one who waits is over."""
+        rng = self.rng
+        keep = {"form": "claim", "timeout": None, "hold": 0, "asks": False, "end": "keep", "pause": 0}
+        timeout = self._time(0.01, 1)
+        steps = [Step(self._moment(), "client", {"claims": [keep] * rng.choice([1, 2, 5])})]
+        steps.append(Step(["after", self._time(0.01, 1)], "client", {"claims": [keep | {"timeout": timeout}]}))
+        return [*steps, Step(["after", timeout], "give_back")]
+
     def _error(self) -> str:
         return self.rng.choice(ERRORS)
 
@@ -280,6 +294,9 @@ class _Draw:
             if how["action"] == "backends":
                 how["backends"] = self._set_of_backends()
         steps = [Step(self._moment(), "fault", how)]
+        if verb == "deafen" and rng.random() < 0.6:  # or it would hardly ever be cancelled
+            how = {"verb": "stall", "backend": backend, "operation": how["operation"]}
+            steps.append(Step(["after", 0], "fault", how))
         if verb in ("during", "deafen") or rng.random() < 0.3:
             steps.append(Step(["after", self._time(1e-2, 3)], "heal", {"backend": backend}))
         return steps
@@ -299,7 +316,9 @@ class _Draw:
             "pause": rng.choice([0, 0, self._time(1e-3, 0.3)]),
         }
         if form == "claim":
-            claim["end"] = rng.choice(["clean", "clean", "raise", "discard", "twice", "forget", "careless", "keep"])
+            claim["end"] = rng.choice(
+                ["clean", "clean", "raise", "discard", "twice", "forget", "careless", "keep", "keep"]
+            )
         if rng.random() < 0.25:
             claim["wrap"] = rng.choice(["timeout", "timeout all", "wait_for"])
             claim["within"] = rng.choice([0, self._time(1e-3, 0.1), self._time(0.01, 3)])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qorb.testing import Deadlock, ForbiddenCallError, Livelock
@@ -15,9 +17,6 @@ if TYPE_CHECKING:
     from collections import Counter
 
     from tests.simulation.plan import Plan
-
-LAWS = {Deadlock: Law.PROGRESS, Livelock: Law.QUIET, ForbiddenCallError: Law.CALLS}
-"""What is broken when qorb.testing finds something wrong by itself."""
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Failure(AssertionError):  # noqa: N818 - that is what it is called
 
     def __init__(self, plan: Plan, cause: BaseException, trace: str) -> None:
         self.trace = trace
-        self.law: Law | None = getattr(cause, "law", None) or LAWS.get(type(cause))
+        self.law = _law(cause)
         self.kind = "".join(letter for letter in f"{type(cause).__name__}: {cause}" if not letter.isdigit())
         lines = "".join(traceback.format_exception(cause)[-3:])
         name = "" if self.law is None else f"{self.law.name} ({self.law.value}) is broken: "
@@ -43,6 +42,14 @@ class Failure(AssertionError):  # noqa: N818 - that is what it is called
             f"seed {plan.seed}: {name}{type(cause).__name__}: {cause}\n{lines}"
             f"replay with its trace: python -m tests.simulation --seed {plan.seed}"
         )
+
+
+def _law(cause: BaseException) -> Law | None:
+    if isinstance(cause, ForbiddenCallError):
+        return Law.END if "after forbid()" in str(cause) else Law.CALLS
+    if isinstance(cause, Deadlock | Livelock):
+        return Law.PROGRESS if isinstance(cause, Deadlock) else Law.QUIET
+    return getattr(cause, "law", None)
 
 
 def play(plan: Plan) -> Run:
@@ -55,6 +62,14 @@ def play(plan: Plan) -> Run:
     except BaseException as cause:
         raise Failure(plan, cause, world.told()) from cause
     return Run(world.told(), world.situations.seen)
+
+
+@functools.cache
+def corpus() -> dict[int, str]:
+    """Read the seeds that are replayed besides the first five hundred, each with its reason."""
+    lines = (Path(__file__).parent / "corpus.txt").read_text(encoding="utf-8").splitlines()
+    entries = (line.partition(" ") for line in lines if line and not line.startswith("#"))
+    return {int(seed): reason.strip() for seed, _, reason in entries}
 
 
 def shrink(plan: Plan) -> Plan:

@@ -117,7 +117,10 @@ class Service(FakeConnector):
         self.pace = Pace(plan.policy)
         self.dropped_at: dict[int, float] = {}
         self.failed: Counter[str] = Counter()
-        """Calls that ended in an exception or gave nonsense, by backend."""
+        """What may count as a failure, by backend: calls that raised, gave nonsense or were deaf, dead ones found."""
+        self.found_dead = 0
+        self._closed_late: set[int] = set()
+        """Connections whose close() did not listen: it may end well after its time, and the pool cannot tell."""
         self.refused = 0
         """Calls of on_acquire that raised, and were not cancelled."""
         self.dirty: set[int] = set()
@@ -160,9 +163,16 @@ class Service(FakeConnector):
         await super().on_recycle(connection, outcome)
 
     def abort(self, connection: FakeConnection) -> None:
-        if connection.id not in self._unclosed and not self.excused:
+        if connection.id not in self._unclosed and connection.id not in self._closed_late and not self.excused:
             self._report(BrokenError(f"connection {connection.id} is aborted and was closed already", Law.CALLS))
         super().abort(connection)
+
+    async def _take_time(self, call: Call) -> None:
+        deaf = self._finds("deaf", call) is not None
+        self.failed[call.backend.name] += deaf
+        if deaf and call.operation == "close" and call.connection is not None:
+            self._closed_late.add(call.connection.id)
+        await super()._take_time(call)
 
     def _land(self, call: Call) -> None:
         super()._land(call)
@@ -219,6 +229,8 @@ async def _close(self: _Front, connection: FakeConnection) -> None:
 
 def _is_closed(self: _Front, connection: FakeConnection) -> bool:
     closed = self.service.is_closed(connection)
+    self.service.found_dead += closed
+    self.service.failed[connection.backend.name] += closed or "is_closed" in self.manners.of
     self.manners.mind("is_closed")
     return closed
 
@@ -255,6 +267,8 @@ class UnrulyResolver(Resolver):
         self.forbidden = False
         """The pool has ended: nothing may be asked of it any more."""
         self.asked_too_late = False
+        self.asked = 0
+        """How often watch() was called."""
         self._publish: Callable[[Any], None] | None = None
         self._over: asyncio.Future[None] | None = None
 
@@ -288,6 +302,7 @@ class UnrulyResolver(Resolver):
 
     async def watch(self, publish: Callable[[Iterable[Backend]], None]) -> None:
         self.asked_too_late = self.asked_too_late or self.forbidden
+        self.asked += 1
         self._publish = publish
         self._over = asyncio.get_running_loop().create_future()
         try:

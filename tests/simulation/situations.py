@@ -174,7 +174,8 @@ class Situations:
         waiting = bool(in_line(engine))
         leaving = any(slots.leaving for slots in engine.sets.values())
         slots = [slot for slots in engine.sets.values() for slot in slots.slots]
-        rebalancing = any(slot.attempting for slot in slots) and any(slot.state is TERMINATED for slot in slots)
+        begins = any(slot.state is CONNECTING and slot not in slot.owner._waiting_to_connect for slot in slots)
+        rebalancing = begins and any(slot.state is TERMINATED for slot in slots)
         self.see("the end comes in the midst of everything", early)
         self.see("the end comes while claims are out", any(slot.state is CLAIMED for slot in slots))
         self.see("the end comes while somebody waits", waiting)

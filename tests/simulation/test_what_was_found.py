@@ -1,4 +1,4 @@
-"""What the simulation has found, each as a small test of its own. The plans that found them are in the corpus."""
+"""What the simulation has found, each as a small test of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from qorb import Backend, ClaimTimeoutError, Policy, Pool, Resolver
+from qorb import Backend, ClaimTimeoutError, Policy, Pool, PoolTerminatedError, Resolver
 from qorb.resolvers import FixedResolver, ManualResolver
 from qorb.testing import FakeConnector, assert_nothing_left, run, settle
 
@@ -324,3 +324,22 @@ def test_a_claim_on_another_pool_within_a_connector_does_not_swallow_the_time_li
         return max(durations)
 
     assert run(main) == pytest.approx(2)
+
+
+def test_a_claim_that_fails_as_the_last_thing_of_a_pool_is_told_before_the_end_is():
+    async def main():
+        connector, told = FakeConnector(), []
+        policy = Policy(spares_wanted=1, max_slots=1, health_interval=1e6)
+        async with Pool("p", FixedResolver(ONE), connector, policy, observer=told.append) as pool:
+            await pool.ready()
+            connector.slow(1, "on_acquire")
+            connector.deafen(0.1, "on_acquire")
+            claim = asyncio.ensure_future(pool.claim())
+            await asyncio.sleep(0.5)
+            await pool.terminate(grace=0)  # by now everything else has ended
+            assert_nothing_left(pool)
+            with pytest.raises(PoolTerminatedError):
+                await claim
+        return [type(event).__name__ for event in told[-2:]]
+
+    assert run(main) == ["ClaimFailed", "PoolTerminateDone"]

@@ -207,6 +207,7 @@ class World:
     def _after_turn(self) -> None:
         if self._broken is not None:
             raise self._broken
+        self.service.check()
         self._count_turn()
         if self.laws is not None:
             self.laws.after_turn()
@@ -379,6 +380,13 @@ class World:
         if error == "base":
             self._excused.add("user code raised a BaseException")
 
+    def _do_give_back(self) -> None:
+        """Give back what was kept longest."""
+        if self.kept:
+            visit, claim = self.kept.pop(0)
+            self.books.gave_back(visit, clean=True)
+            claim.release()
+
     def _do_look(self, timeout: float | None) -> None:
         require(self.pool.stats().name == NAME, "the stats have another name", Law.STATS)
         task = asyncio.Task(self._ready(timeout), loop=self.loop, name="looker")
@@ -453,7 +461,6 @@ class World:
             return False
         await self._until(self.loop.time() + limit)
         require(resolver.listening, f"watch() is not started again within {limit:g} s", Law.PROGRESS)
-        self.situations.see("watch() ended and was started again")
         return True
 
     async def _served_within(self, seconds: float, text: str) -> None:
@@ -559,11 +566,14 @@ class World:
             self._do_client([wait | {"pause": 0}] * 3)
         if ending.get("vanishing") and self._published():
             gone, *rest = self._published().values()
-            self.note(f"{gone.name} vanishes")
-            self._set_of_backends(rest)
+            self.note(f"{gone.name} vanishes, another comes")
+            self._set_of_backends([*rest, Backend("new", "10.0.9.1", 5432)])
         await self._until(self.loop.time() + ending["detour"])
         self.note(f"the pool is ended: {ending['kind']}")
         self.situations.ending(early=bool(ending.get("early")))
+        self.situations.see("a dead idle connection is found", self.service.found_dead)
+        again = isinstance(self.resolver, UnrulyResolver) and self.resolver.asked > 1
+        self.situations.see("watch() ended and was started again", again)
         if self.laws is not None:
             self.laws.detaches = ending["kind"] == "terminate" and ending["held"] == "detach"
         self._let_be_lenient()
@@ -589,7 +599,8 @@ class World:
     async def _end_by_terminate(self) -> None:
         ending, pool = self.plan.ending, self.pool
         began = self.loop.time()
-        held = bool(self.books.holding)
+        waiting = self.plan.ending.get("waiting")  # whoever waits may be served in this very turn
+        held = bool(self.books.holding or self.engine.claims_out() or waiting)
         longest = self._longest_end(held=held)
         callers = [
             asyncio.Task(self._terminate(), loop=self.loop, name=f"caller {number}")
@@ -607,6 +618,8 @@ class World:
                 caller.result()
         await pool.terminate(grace=self._grace)
         spent = self.loop.time() - began
+        self.situations.see("a claim is revoked", self.books.holding and ending["held"] == "revoke")
+        self.situations.see("a claim is detached", self.books.holding and ending["held"] == "detach")
         require(spent <= longest, f"terminate() took {spent:.6f} s, allowed are {longest:.6f}")
 
     @property
@@ -618,7 +631,7 @@ class World:
     def _longest_end(self, *, held: bool) -> float:
         ending = self.plan.ending
         grace = self._grace
-        holders, faults = [0.0, *ending["holders"]], list(ending["faults"])
+        holders, faults = [2 * self.plan.latency, *ending["holders"]], list(ending["faults"])
         if ending.get("early"):  # nothing is healed, and whoever has a connection keeps it for as long as he likes
             faults += [step.how for step in self.plan.steps if step.what == "fault"]
             holders.append(grace)
@@ -633,7 +646,9 @@ class World:
         try:
             await self.pool.terminate(grace=self._grace, held=ending["held"], timeout=ending["timeout"])
         except TerminationError as late:
-            self.note(f"TerminationError: {late}")
+            self.note(
+                f"TerminationError, left: {late.ledger}"
+            )  # its text also says where claims were made, in debug mode
             self.situations.see("terminate() runs out of time")
             require(not late.ledger.empty, "TerminationError, although nothing was left")
             require("canary" not in str(late), "a secret in a TerminationError", Law.SECRETS)
@@ -649,6 +664,10 @@ class World:
     async def _end_by_dropped(self) -> None:
         self._cancel_all()
         await self._until(self.loop.time() + self._deaf + 1e-3)
+        self._give_back_what_is_kept()
+        if self.clients or self.books.open_visits:
+            await self._end_by_abort()  # a client who does not listen, and a connector that claims, keep it alive
+            return
         reference = weakref.ref(self.pool)
         self._excused.add("unterminated pool")
         del self.pool
@@ -692,6 +711,7 @@ class World:
         await self._until(self.loop.time() + 200 * self.plan.unit + 10)
         self._cancel_all()
         await settle()
+        self._give_back_what_is_kept()
         gc.collect()
         await settle()
         require(not self.books.open_visits, f"claims without an end: {list(self.books.open_visits)}", Law.ONCE)
@@ -736,6 +756,10 @@ class _Log(logging.Handler):
 
 
 def _renumbered(text: str) -> str:
-    """Number slots from 1: their ids count through all pools of a process."""
+    """Number slots and unnamed tasks from 1: their numbers count through all runs of a process."""
+    return _renumber("Task-", _renumber("slot ", text))
+
+
+def _renumber(kind: str, text: str) -> str:
     numbers: dict[str, int] = {}
-    return re.sub(r"slot (\d+)", lambda found: f"slot {numbers.setdefault(found[1], len(numbers) + 1)}", text)
+    return re.sub(rf"{kind}(\d+)", lambda found: f"{kind}{numbers.setdefault(found[1], len(numbers) + 1)}", text)

@@ -54,9 +54,13 @@ class Backoff:
         self.not_before = now + self._draw(cap)
         return True
 
+    @property
+    def pause(self) -> float:
+        """The longest pause, in seconds, that the last failure may have brought, chance and cap set aside."""
+        return min(self._least * 2.0 ** min(self.steps - 1, _MAX_DOUBLINGS), self.longest) if self.steps else 0.0
+
     def _pause(self, cap: float) -> float:
-        doublings = min(self.steps - 1, _MAX_DOUBLINGS)
-        return self._draw(min(self._least * 2.0**doublings, self.longest, cap))
+        return self._draw(min(self.pause, cap))
 
     def _draw(self, pause: float) -> float:
         if math.isinf(pause):

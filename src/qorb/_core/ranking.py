@@ -269,7 +269,7 @@ class Ranking(Generic[R]):
         lane.put(ranked)
         lane.owner.offer(lane)
         if was_away and ranked.next is not ranked and not ranked.total_claims and self._rng.random() < 0.5:  # noqa: PLR2004 - a coin
-            self._to_the_front(ranked)
+            lane.rings[ranked.level].head = ranked
 
     def back_online(self, ranked: R) -> None:
         """Note that the backend was offline: what it missed it does not catch up on."""
@@ -297,9 +297,7 @@ class Ranking(Generic[R]):
         lane = ranked.lane
         if lane is None or ranked.level == UNRANKED:
             return
-        ring = lane.rings[ranked.level]
-        if ring.head is ranked:
-            ring.head = ranked.next
+        lane.rings[ranked.level].head = ranked.next
         group = lane.owner
         if len(group.lanes) > 1:
             group.served = max(group.served, lane.served(ranked))
@@ -312,17 +310,8 @@ class Ranking(Generic[R]):
         lane = ranked.lane
         if lane is None:
             return False
-        for group in self.classes:
-            if group is lane.owner:
-                return True
-            if group.untried or group.first() is not None:
-                return False
-        return True
-
-    def _to_the_front(self, ranked: R) -> None:
-        lane = ranked.lane
-        if lane is not None:
-            lane.rings[ranked.level].head = ranked
+        better = self.classes[: self.classes.index(lane.owner)]
+        return not any(group.untried or group.first() is not None for group in better)
 
     def _class(self, priority: int) -> PriorityClass[R]:
         for group in self.classes:

@@ -12,6 +12,7 @@ from qorb._demo.frame import in_short, milliseconds
 from qorb._demo.journal import Entry, Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from qorb._demo.frame import Frame, Row
@@ -54,6 +55,10 @@ class LiveView:
         )
         self._heading: list[str] = []
         self._entries: list[Entry] = []
+        self._frames = 0
+        self._conditions: dict[str, tuple[str, bool]] = {}
+        self._changed: dict[str, int] = {}
+        """For each backend the number of the frame in which it came, or was in another condition than before."""
 
     def __enter__(self) -> Self:
         self._live.__enter__()
@@ -84,15 +89,26 @@ class LiveView:
 
     def lines(self, frame: Frame, width: int, height: int) -> list[Text]:
         """Give the lines for a terminal of that size: never more than it has, the oldest news go first."""
+        self._notice(frame.rows)
         above = [*self._top(frame, width), Text()]
         below = [Text(), *_totals(frame), Text()]
-        table = _table(frame.rows, width, height - len(above) - len(below) - _LEAST_NEWS)
+        table = _table(frame.rows, self._changed, width, height - len(above) - len(below) - _LEAST_NEWS)
         lines = [*above, *table, *below]
         lines += self._news(height - len(lines))
         for line in lines:
             line.no_wrap = True
             line.overflow = "ellipsis"
         return lines[:height]
+
+    def _notice(self, rows: tuple[Row, ...]) -> None:
+        """Remember which backends have come, or are in another condition than they were in the last frame."""
+        self._frames += 1
+        conditions = {row.name: (row.server, row.online) for row in rows}
+        self._changed = {
+            name: self._changed[name] if self._conditions.get(name) == condition else self._frames
+            for name, condition in conditions.items()
+        }
+        self._conditions = conditions
 
     def _top(self, frame: Frame, width: int) -> list[Text]:
         clock = f" {frame.elapsed:4.1f} of {frame.seconds:g} s"
@@ -121,22 +137,30 @@ def _line(entry: Entry) -> Text:
     return Text.assemble((f"{entry.at:6.2f}  ", "dim"), (f"{_LEADS[entry.kind]}{entry.text}", style))
 
 
-def _table(rows: tuple[Row, ...], width: int, room: int) -> list[Text]:
-    """Draw the head and as many backends as there is room for; their errors too, when all have room."""
+def _table(rows: tuple[Row, ...], changed: Mapping[str, int], width: int, room: int) -> list[Text]:
+    """Draw the head and as many backends as there is room for; their errors too, when all have room.
+
+    When not all have room, those stay whose condition changed last, for it is them that the demo speaks of.
+    """
     strip = width >= _STRIP_FROM
     head = Text(" ".join(_fit(name, name, size) for name, size in _COLUMNS), style="bold")
     if strip:
         head.append("  slots")
     with_errors = 1 + len(rows) + sum(row.last_error is not None for row in rows) <= room
+    left_out: set[str] = set()
+    if 1 + len(rows) > room:
+        latest = sorted(rows, key=lambda row: -changed[row.name])
+        left_out = {row.name for row in latest[max(room - 2, 0) :]}
     lines = [head]
-    for number, row in enumerate(rows):
-        if len(lines) + 1 >= room and number + 1 < len(rows):
-            lines.append(Text(f"and {len(rows) - number} more backends", style="dim"))
-            break
+    for row in rows:
+        if row.name in left_out:
+            continue
         line = _row(row)
         lines.append(line.append("  ").append_text(_strip(row)) if strip else line)
         if with_errors and row.last_error is not None:
             lines.append(Text(f"  last error: {in_short(row.last_error)}", style="dim" if row.online else "red"))
+    if left_out:
+        lines.append(Text(f"and {len(left_out)} more backends", style="dim"))
     return lines
 
 

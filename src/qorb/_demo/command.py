@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from qorb._demo.demo import DemoOptions, play
 from qorb._demo.plain import PlainView
+from qorb._demo.servers import NoPortError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +72,11 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 def _run(options: argparse.Namespace) -> int:
     chosen = DemoOptions(options.backends, options.clients, options.seconds, options.seed)
     view = PlainView() if options.plain else _view()
-    return asyncio.run(play(chosen, view))
+    try:
+        return asyncio.run(play(chosen, view))
+    except NoPortError as error:
+        print(f"qorb demo: {error}. Nothing is left running; try again, or with fewer --backends.", file=sys.stderr)
+        return 1
 
 
 def _view() -> View:

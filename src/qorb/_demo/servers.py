@@ -26,6 +26,16 @@ class Health(enum.Enum):
     """It accepts connections and reads, but never answers."""
 
 
+class NoPortError(OSError):
+    """A server has got no port."""
+
+    def __init__(self, name: str, port: int, error: OSError) -> None:
+        """Say which server, which port, and why."""
+        wanted = f"port {port}" if port else "a free port"
+        why = error.strerror or type(error).__name__
+        super().__init__(f"the server {name} did not get {wanted} on {_HOST}: {why}")
+
+
 class EchoServer:
     """One echo server. Its port, an ephemeral one, stays its own from start() until stop(), also while it is killed.
 
@@ -55,21 +65,25 @@ class EchoServer:
         return len(self._conversations)
 
     async def start(self) -> None:
-        """Accept connections. OSError when there is no port. Cancelled: it does not accept and may be started again."""
+        """Accept connections. NoPortError when there is no port. Cancelled: it does not, and may be started again."""
         loop = asyncio.get_running_loop()
         if self._socket is None:
-            self._socket = _reserve(self._port)
+            self._socket = self._reserve()
             self._port = self._socket.getsockname()[1]
-        self._listener = await loop.create_server(lambda: _Conversation(self), sock=self._socket, backlog=_BACKLOG)
+        try:
+            self._listener = await loop.create_server(lambda: _Conversation(self), sock=self._socket, backlog=_BACKLOG)
+        except OSError as error:
+            raise NoPortError(self.name, self._port, error) from error
         self._become(Health.WELL)
 
     def kill(self) -> None:
         """Refuse connections and drop the open ones, as when a process dies.
 
         The port is bound again at once, without listening: connecting to it is refused, and nobody else gets it.
+        NoPortError when somebody else was faster.
         """
         self._close()
-        self._socket = _reserve(self._port)
+        self._socket = self._reserve()
         self._become(Health.KILLED)
 
     async def revive(self) -> None:
@@ -109,6 +123,12 @@ class EchoServer:
         del self._conversations[conversation]
         if not self._conversations:
             self._deserted.set()
+
+    def _reserve(self) -> socket.socket:
+        try:
+            return _reserve(self._port)
+        except OSError as error:
+            raise NoPortError(self.name, self._port, error) from error
 
     def _close(self) -> None:
         if self._listener is not None:

@@ -1,0 +1,398 @@
+"""What users and their code do that nobody should: the pool says so, clearly, and takes no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import pytest
+
+from qorb import (
+    Backend,
+    Connector,
+    NoBackendsError,
+    NoBackendsOnlineError,
+    Policy,
+    Pool,
+    PoolError,
+    PoolTerminatedError,
+    Resolver,
+    WrongLoopError,
+)
+from qorb.errors import describe, masked
+from qorb.resolvers import FixedResolver, ManualResolver
+from qorb.testing import FakeConnector, assert_nothing_left, run, settle
+
+TWO = ["10.0.0.1:1", "10.0.0.2:1"]
+ELSEWHERE = ["10.0.0.9:1"]
+
+
+# A connector whose plain functions call the pool.
+
+
+class Meddler(FakeConnector):
+    """In one of its plain functions it makes a call of its own, as long as it is armed; `quick`: it saves recycling."""
+
+    def __init__(self, hook: str, quick: bool = True) -> None:
+        super().__init__()
+        self.hook = hook
+        self.quick = quick
+        self.armed = 0
+        self.action = lambda: None
+
+    def meddle(self, hook):
+        if hook == self.hook and self.armed:
+            self.armed -= 1
+            self.action()
+
+    def is_closed(self, connection):
+        self.meddle("is_closed")
+        return super().is_closed(connection)
+
+    def needs_recycle(self, connection, outcome):
+        self.meddle("needs_recycle")
+        return not self.quick or super().needs_recycle(connection, outcome)
+
+    def abort(self, connection):
+        self.meddle("abort")
+        super().abort(connection)
+
+
+class InStep(Meddler):
+    """Of this one a release may take the short cut: it never recycles, and only is_closed() is its own."""
+
+    on_recycle = Connector.on_recycle
+    validate = Connector.validate
+    needs_recycle = Connector.needs_recycle
+
+
+def books(pool):
+    """Count the slots by state, of every backend; what the pool's books say must be what its slots are."""
+    engine = pool._engine
+    for slots in engine.sets.values():
+        states = [slot.state.name for slot in slots.slots]
+        assert states.count("UNCLAIMED") == len(slots.idle) == len(set(slots.idle))
+        assert states.count("CLAIMED") == slots.claimed
+        assert states.count("CONNECTING") == slots.connecting
+    current = [engine.sets[name] for name in engine.backends]
+    assert engine.desk.claimed == sum(slots.claimed for slots in current)
+
+
+ACTIONS = {
+    "abort": lambda world: world.pool.abort(),
+    "release": lambda world: world.claims and world.claims.pop().release(),
+    "discard": lambda world: world.claims and world.claims.pop().discard(),
+    "set": lambda world: world.resolver.set(ELSEWHERE),
+    "set back": lambda world: (world.resolver.set(ELSEWHERE), world.resolver.set(TWO)),
+    "look": lambda world: (world.pool.stats(), world.pool.ledger()),
+}
+
+
+class World:
+    """A pool of four connections, of which claims hold three; the connector may meddle."""
+
+    def __init__(self, connector, action, observed):
+        self.connector = connector
+        self.resolver = ManualResolver(TWO)
+        self.claims = []
+        policy = Policy(spares_wanted=4, max_slots=4, claim_timeout=2)
+        observer = (lambda _: None) if observed else None
+        self.pool = Pool("main", self.resolver, connector, policy, observer=observer)
+        connector.action = lambda: ACTIONS[action](self)
+
+
+@pytest.mark.parametrize("observed", [False, True])
+@pytest.mark.parametrize("kind", [Meddler, InStep])
+@pytest.mark.parametrize("hook", ["is_closed", "needs_recycle", "abort"])
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_connector_may_call_the_pool_in_the_midst_of_a_claim_or_release(times, action, hook, kind, observed):
+    async def main():
+        connector = kind(hook)
+        world = World(connector, action, observed)
+        pool = world.pool
+        errors = []
+
+        async def client(number):
+            for turn in range(4):
+                connector.armed = times
+                try:
+                    async with pool.claim():
+                        await asyncio.sleep(0.01 * (number + turn))
+                        connector.armed = times
+                        if turn == 2:
+                            raise KeyError
+                except (KeyError, PoolTerminatedError) as error:
+                    errors.append(type(error))
+                books(pool)
+
+        async with pool:
+            await pool.ready()
+            await settle()
+            world.claims += [await pool.claim() for _ in range(3)]
+            clients = [asyncio.create_task(client(number)) for number in range(3)]
+            for one in clients:
+                await one
+            for claim in world.claims:
+                claim.discard()
+            connector.armed = 0
+            await asyncio.sleep(1)
+            if action != "abort":
+                assert PoolTerminatedError not in errors
+                assert sum(backend.unclaimed_slots for backend in pool.stats().backends.values()) == 4
+        connector.check()
+        assert_nothing_left(pool)
+
+    run(main)
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_claim_in_the_midst_of_which_is_closed_ends_the_pool_gets_pool_terminated_error(observed):
+    async def main():
+        connector = Meddler("is_closed")
+        pool = World(connector, "abort", observed).pool
+        async with pool:
+            await pool.ready()
+            connector.armed = 1
+            with pytest.raises(PoolTerminatedError):
+                await pool.claim()
+        assert_nothing_left(pool)
+
+    run(main)
+
+
+@pytest.mark.parametrize("hook", ["is_closed", "needs_recycle"])
+@pytest.mark.parametrize("kind", [Meddler, InStep])
+def test_a_release_in_the_midst_of_which_the_pool_ends_raises_nothing(kind, hook):
+    async def main():
+        connector = kind(hook)
+        pool = World(connector, "abort", observed=False).pool
+        async with pool:
+            await pool.ready()
+            claim = await pool.claim()
+            async with pool.claim():
+                connector.armed = 1
+                claim.release()
+                connector.armed = 1
+        assert_nothing_left(pool)
+
+    run(main)
+
+
+def test_a_check_in_the_midst_of_which_is_closed_ends_the_pool_harms_nothing():
+    async def main():
+        connector = Meddler("is_closed")
+        pool = World(connector, "abort", observed=False).pool
+        async with pool:
+            await pool.ready()
+            connector.armed = 1
+            await asyncio.sleep(100)
+            assert not connector.armed
+        assert_nothing_left(pool)
+
+    run(main)
+
+
+# The end of a block in another thread.
+
+
+def in_a_thread(function):
+    """Call the function in another thread; return what it raised."""
+    raised = []
+
+    def call():
+        try:
+            function()
+        except PoolError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    return raised
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+@pytest.mark.parametrize("kind", [Meddler, InStep])
+def test_a_block_that_ends_in_another_thread_is_told_and_may_end_in_its_own(run_real, kind, waiting):
+    async def main():
+        pool = Pool("main", FixedResolver(TWO[:1]), kind("", quick=False), Policy(spares_wanted=1, max_slots=1))
+        async with pool:
+            request = pool.claim()
+            await request.__aenter__()
+            waiter = asyncio.ensure_future(pool.claim()) if waiting else None
+            await asyncio.sleep(0)
+            if waiting or kind is Meddler:
+                (error,) = in_a_thread(lambda: request.__aexit__(None, None, None))
+                assert isinstance(error, WrongLoopError)
+                assert "call_soon_threadsafe" in str(error)
+                assert pool.stats().backends[TWO[0]].claimed_slots == 1
+            await request.__aexit__(None, None, None)
+            if waiter is not None:
+                (await waiter).release()
+        assert_nothing_left(pool)
+
+    run_real(main)
+
+
+def test_a_block_that_the_garbage_collector_ends_in_another_thread_gives_its_connection_back(run_real):
+    async def main():
+        class Unprepared(Meddler):
+            on_acquire = Connector.on_acquire
+
+        connector = Unprepared("needs_recycle")
+        pool = Pool("main", FixedResolver(TWO[:1]), connector, Policy(spares_wanted=1, max_slots=1))
+        threads = []
+        connector.action = lambda: threads.append(threading.get_ident())
+        connector.armed = 1
+
+        async def block():
+            async with pool.claim():
+                await asyncio.get_running_loop().create_future()
+
+        async with pool:
+            await pool.ready()
+            left = block()
+            left.send(None)  # no task, which would be missed
+            assert pool.stats().backends[TWO[0]].claimed_slots == 1
+            assert not in_a_thread(left.close)
+            async with pool.claim(timeout=5):
+                assert threads == [threading.get_ident()]  # nothing was touched in the other one
+        assert_nothing_left(pool)
+
+    run_real(main)
+
+
+# Secrets where an address should be.
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Backend.parse(f"host=h password={SECRET}"),
+        lambda: Backend.parse(f"u:{SECRET}@h:1"),
+        lambda: Backend.parse(f"postgres://u:{SECRET}@h/db"),
+        lambda: Backend.parse(f"postgres://u:a {SECRET}@h/db"),
+        lambda: Backend.parse(f"h:1/db?password={SECRET}"),
+        lambda: Backend.parse(f"u:{SECRET}@h:1".encode()),
+        lambda: Backend("n", f"postgres://u:{SECRET}@h/db", 5432),
+        lambda: Backend("n", f"u:{SECRET}@h", 5432),
+        lambda: Backend("n", f"h password={SECRET}", 5432),
+        lambda: Backend(f"postgres://u:{SECRET}@h/db", "a b", 5432),
+        lambda: FixedResolver(f"u:{SECRET}@h:1"),
+        lambda: FixedResolver([f"u:{SECRET}@h:1"]),
+        lambda: FixedResolver([(f"u:{SECRET}@h", 1)]),
+        lambda: FixedResolver([("h", f"u:{SECRET}@x")]),
+        lambda: FixedResolver([(f"u:{SECRET}@h", 1, 2)]),
+        lambda: FixedResolver([f"u:{SECRET}@h:1".encode()]),
+        lambda: FixedResolver(f"u:{SECRET}@h:1".encode()),
+        lambda: ManualResolver().set([(f"u:{SECRET}@h", 1)]),
+    ],
+)
+def test_an_address_with_a_secret_is_refused_without_repeating_it(make):
+    with pytest.raises(ValueError, match=r"host|address|\bport\b") as caught:
+        make()
+
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("published", [[(f"u:{SECRET}@h", 1)], f"u:{SECRET}@h:1", [f"u:{SECRET}@h:1"], "h:1"])
+def test_what_a_resolver_publishes_instead_of_backends_is_not_repeated_and_the_remedy_is_named(published, caplog):
+    class Wrong(Resolver):
+        async def watch(self, publish):
+            publish(published)
+            await asyncio.get_running_loop().create_future()
+
+    async def main():
+        async with Pool("main", Wrong(), FakeConnector()) as pool:
+            with pytest.raises(NoBackendsError) as caught:
+                await pool.claim(timeout=1)
+            return str(caught.value)
+
+    with caplog.at_level(logging.DEBUG):
+        text = run(main)
+    assert SECRET not in caplog.text + text
+    for one in (caplog.text, text):
+        assert "is no Backend; publish" in one
+        assert "Backend.parse(" in one
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sslpassword={SECRET}",
+        f"Authorization: Bearer {SECRET}",
+        f"Authorization: Basic {SECRET}",
+        f"{{'Authorization': 'Bearer {SECRET}'}}",
+        f"refused with bearer {SECRET}{SECRET}{SECRET}",
+        f"AWS_SECRET_ACCESS_KEY={SECRET}",
+        f"secret_key: {SECRET}",
+        f"AccountKey={SECRET}==",
+    ],
+)
+def test_the_usual_places_of_secrets_are_masked(text):
+    assert SECRET not in masked(f"no: {text}, giving up")
+    assert "giving up" in masked(f"no: {text}, giving up")
+    assert masked(masked(text)) == masked(text)
+
+
+def test_words_that_only_sound_secret_are_left_alone():
+    text = "bearer token expired; the key=value pairs of the monkey=7 and the primary key (id)=(1) stay"
+    assert masked(text) == text
+
+
+# Names that would write to terminals, and to the lines of logs.
+
+ESCAPES = ["e\x1b[2J", "a\nFAKE LINE", "a\rb", "a\x9b31m", "a\u202eb", "a\ud800", "a\x00"]
+NO_NAMES = [*ESCAPES, "", " a", "a ", " ", "x" * 256]
+
+
+def refusal(make):
+    with pytest.raises(ValueError, match=r"name|host|address") as caught:
+        make()
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 300
+
+
+@pytest.mark.parametrize("text", NO_NAMES)
+def test_names_and_hosts_that_are_none_are_refused_in_words_that_can_be_printed(text):
+    resolver, connector = FixedResolver(TWO), FakeConnector()
+
+    refusal(lambda: Pool(text, resolver, connector))
+    refusal(lambda: Backend(text, "h", 1))
+    refusal(lambda: Backend("n", text, 1))
+    refusal(lambda: FixedResolver([(text, 1)]))
+    refusal(lambda: Backend.parse(f"{text}:1"))
+
+
+@pytest.mark.parametrize("name", ["", 5, b"h", True])
+def test_a_server_name_is_a_text_or_none(name):
+    with pytest.raises(ValueError, match="the server_name of backend n must be None or a text"):
+        Backend("n", "h", 1, name)
+
+
+@pytest.mark.parametrize("name", ["ö", "orders (eu-west)", "x" * 255, "unix:/run/x", "a@b"])
+def test_other_names_are_accepted(name):
+    assert Pool(name, FixedResolver([Backend(name, "h", 1)]), FakeConnector()).name == name
+
+
+@pytest.mark.parametrize("text", ESCAPES)
+def test_what_a_driver_says_cannot_write_to_terminals_and_log_lines(text, caplog):
+    async def main():
+        connector = FakeConnector()
+        connector.fail("connect", lambda: OSError(text))
+        async with Pool("main", FixedResolver(TWO), connector) as pool:
+            with pytest.raises(NoBackendsOnlineError) as caught:
+                await pool.claim(timeout=1)
+            assert isinstance(caught.value.__cause__.__cause__, OSError)
+            return [str(caught.value), *(backend.last_error for backend in pool.stats().backends.values())]
+
+    with caplog.at_level(logging.DEBUG, "qorb"):
+        texts = run(main)
+    texts += [record.getMessage() for record in caplog.records]
+    assert all(one.isprintable() for one in texts)
+    assert describe(OSError("a\nb")) == "OSError: a\\nb"
