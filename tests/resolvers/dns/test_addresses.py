@@ -8,6 +8,7 @@ import random
 import pycares
 import pytest
 
+from qorb.resolvers import DnsResolver
 from qorb.resolvers.dns._addresses import judge
 from qorb.resolvers.dns._aiodns import read_records
 from qorb.resolvers.dns._sifting import MAX_ADDRESSES, Sieve
@@ -169,8 +170,6 @@ def test_lower_priority_values_are_chosen_first_then_by_hash_and_not_the_first_o
 
 
 def test_every_resolver_chooses_differently():
-    from qorb.resolvers import DnsResolver
-
     seeds = {DnsResolver("db")._client.keywords["sieve"]._seed for _ in range(10)}
     assert len(seeds) == 10
 

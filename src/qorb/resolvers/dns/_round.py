@@ -305,7 +305,7 @@ class Round:
         self._consider(self._sibling(look_up))
 
     def _lifetime(self, ttl: float) -> float:
-        """Give after how many seconds to ask again: a little before the TTL has passed, after query_interval at most."""
+        """Give after how many seconds to ask again: a little before the TTL has passed, or after query_interval."""
         policy = self._policy
         lasts = (
             policy.ttl_override if policy.ttl_override is not None else min(max(ttl, policy.min_ttl), policy.max_ttl)
