@@ -226,6 +226,24 @@ class ManualResolver(Resolver):
     def set(self, backends): ...
 
 
+class FallbackResolver(Resolver):
+    async def watch(self, publish): ...
+    def __init__(self, resolvers, *, patience=0.5): ...
+
+
+class MergeResolver(Resolver):
+    async def watch(self, publish): ...
+    def __init__(self, resolvers, *, patience=0.5): ...
+
+
+class FileResolver(Resolver):
+    async def watch(self, publish): ...
+    def __init__(self, path, *, interval=1.0): ...
+
+
+async def watch_all(resolvers, publishers): ...
+
+
 class TcpStream: ...
 
 
@@ -266,7 +284,8 @@ PROMISED = {
         *ERRORS,
     ),
     "qorb.errors": ERRORS,
-    "qorb.resolvers": (FixedResolver, ManualResolver),
+    "qorb.resolvers": (FixedResolver, ManualResolver, FallbackResolver, MergeResolver, FileResolver),
+    "qorb.watching": (watch_all,),
     "qorb.connectors": (TcpStream, TcpConnector),
     "qorb.testing": (FakeConnection, FakeConnector, run, assert_nothing_left),
 }

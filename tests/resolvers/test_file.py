@@ -16,6 +16,7 @@ import pytest
 from qorb import Backend, NoBackendsError, Pool, ResolveError
 from qorb.publishing import Publisher
 from qorb.resolvers import FallbackResolver, FileResolver, FixedResolver
+from qorb.resolvers.file import _understand
 from qorb.testing import at_every_await, run, settle
 from tests.phases import PHASES, POLICY, Stage
 from tests.pools import now, opened
@@ -412,6 +413,13 @@ def test_nothing_stays_open(path, monkeypatch):
                 os.fstat(descriptor)
 
     run(main)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_others_have_their_turn_again_and_again_while_a_great_file_is_understood(as_json):
+    addresses = [f"10.0.{number // 250}.{number % 250}:5432" for number in range(10_000)]
+    text = json.dumps(addresses) if as_json else "\n".join(addresses)
+    assert sum(1 for _ in _understand(text.encode(), settled=True).__await__()) >= 100
 
 
 # In use.

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("qorb.file")
 
 _MAX_BYTES = 1_000_000
-"""A longer file is refused: it is read and understood within one turn of the loop."""
+"""A longer file is refused: it is read within one turn of the loop."""
+_SLICE = 100
+"""So many backends are made of it within one turn."""
 _SETTLED = 0.05
 """Seconds for which lines must not have changed before they are believed."""
 _SHORTEST = 0.01
@@ -68,7 +70,7 @@ class FileResolver(Resolver):
         """
         reader = _Reader(self._path, publisher_of(publish))
         while True:
-            changing = reader.look(asyncio.get_running_loop().time())
+            changing = await reader.look(asyncio.get_running_loop().time())
             await asyncio.sleep(min(_SETTLED, self._interval) if changing else self._interval)
 
 
@@ -105,11 +107,11 @@ class _Reader:
         self._failure = ""
         self._told_at = -math.inf
 
-    def look(self, now: float) -> bool:
+    async def look(self, now: float) -> bool:
         """Read the file if it has changed, and publish or tell what comes of that; say whether to look again soon."""
         try:
             if self._read_if_changed():
-                self._believe_or_not(now)
+                await self._believe_or_not(now)
             elif self._failure:
                 self._fail(self._failure, now)
         except OSError as error:
@@ -130,9 +132,9 @@ class _Reader:
         self._version, self._text = version, text
         return True
 
-    def _believe_or_not(self, now: float) -> None:
+    async def _believe_or_not(self, now: float) -> None:
         try:
-            backends = _understand(self._text or b"", settled=self._settled)
+            backends = await _understand(self._text or b"", settled=self._settled)
         except (ValueError, RecursionError) as error:
             if self._settled:  # otherwise it may be in the midst of being written
                 self._fail(_reason(error), now)
@@ -166,34 +168,34 @@ def _read(path: Path) -> tuple[_Version | None, bytes]:
     return after if after == _Version.of(before) else None, text
 
 
-def _understand(text: bytes, *, settled: bool) -> tuple[Backend, ...] | None:
+async def _understand(text: bytes, *, settled: bool) -> tuple[Backend, ...] | None:
     """Read the backends from it; None when it may be cut off. Raises ValueError or RecursionError."""
     content = text.decode("utf-8-sig")
     if _JSON.match(content):
-        backends = _read_json(content)
+        backends = await _read_json(content)
     elif settled:
-        backends = _read_lines(content)
+        backends = await _read_lines(content)
     else:
         return None
     check_names(backends)
     return backends
 
 
-def _read_json(content: str) -> tuple[Backend, ...]:
+async def _read_json(content: str) -> tuple[Backend, ...]:
     try:
         entries = json.loads(content)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no complete JSON: {error}") from None
     if not isinstance(entries, list):
         raise ValueError("its JSON is no list; write [...]")  # noqa: TRY004 - one class of error for all that is in a file
-    return tuple(_read_entry(number, entry) for number, entry in enumerate(entries, 1))
-
-
-def _read_entry(number: int, entry: object) -> Backend:
-    try:
-        return _backend_of(entry)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"entry {number}: {error}") from None
+    backends: list[Backend] = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            backends.append(_backend_of(entry))
+        except ValueError as error:
+            raise ValueError(f"entry {number}: {error}") from None
+        await _breathe(number)
+    return tuple(backends)
 
 
 def _backend_of(entry: object) -> Backend:
@@ -215,7 +217,7 @@ def _backend_of(entry: object) -> Backend:
     return Backend(**values)
 
 
-def _read_lines(content: str) -> tuple[Backend, ...]:
+async def _read_lines(content: str) -> tuple[Backend, ...]:
     backends: list[Backend] = []
     for number, line in enumerate(content.split("\n"), 1):
         address = line.partition("#")[0].strip()
@@ -225,9 +227,16 @@ def _read_lines(content: str) -> tuple[Backend, ...]:
             backends.append(Backend.parse(address))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
+        await _breathe(number)
     if not backends:
         raise ValueError("it names no backend; write [] to say that there are none")
     return tuple(backends)
+
+
+async def _breathe(done: int) -> None:
+    """Let others have their turn now and then."""
+    if done % _SLICE == 0:
+        await asyncio.sleep(0)
 
 
 def _reason(error: Exception) -> str:
