@@ -98,7 +98,8 @@ wheel: $(VENV)/.wheel ## Build the wheel and install it, with its extras, into .
 constraints: ## Take the newest versions of what the checks need into constraints.txt
 	$(PYTHON) -m venv --clear .venv-newest
 	sed '/^-c /d' requirements-dev.txt > .venv-newest/requirements.txt
-	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-newest/requirements.txt rich
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-newest/requirements.txt \
+	    rich aiodns dnspython
 	{ grep '^#' constraints.txt; .venv-newest/bin/python -m pip freeze; } > .venv-newest/constraints.txt
 	mv .venv-newest/constraints.txt constraints.txt
 

@@ -5,10 +5,12 @@
 | command | the options, and which view shows it |
 | demo | the run, from the first server to the last count |
 | servers | echo servers that can be killed, revived, hung and healed |
+| dns | the DNS server in whose zone the pool finds them |
 | connector | how the pool opens and checks a connection to one |
 | clients | they claim, send a line, and compare what comes back |
 | scenario | what happens when, and what to look at: a table |
 | frame | what there is to show at one moment, worked out from Pool.stats() |
 | journal | what was said, in order: steps, the pool's events, log records |
+| report, process | what is left at the end, by several accounts |
 | plain, _rich | the two views |
 """

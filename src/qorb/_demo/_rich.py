@@ -214,4 +214,5 @@ def _totals(frame: Frame) -> list[Text]:
             f"   cut short by the demo {frame.cut_short}   ",
             (f"unexpected failures {frame.surprises}", "bold red" if frame.surprises else "green"),
         ),
+        Text(frame.dns, "bold yellow" if "silent" in frame.dns else ""),
     ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from qorb import ClaimError, ConnectError, PoolError, PoolState, PoolTerminatedError
+from qorb._demo.servers import server_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +49,7 @@ class Clients:
     """So many tasks. They end when the pool turns them away; leaving the `async with` waits for that."""
 
     def __init__(self, pool: Pool[TcpStream], servers: Mapping[str, EchoServer], *, count: int, seed: int) -> None:
-        """Start nothing yet. `servers` are all that ever were, by the name of their backend."""
+        """Start nothing yet. `servers` are all that ever were, by name."""
         self.tally = Tally()
         self.holding = 0
         """How many of them hold a claim right now."""
@@ -98,7 +99,7 @@ class Clients:
             await self._use(claim, f"client {number} line {lines}\n".encode(), rng)
 
     async def _use(self, claim: Claim[TcpStream], line: bytes, rng: random.Random) -> None:
-        server = self._servers[claim.backend.name]
+        server = self._servers[server_name(claim.backend.name)]
         began = asyncio.get_running_loop().time()
         self.holding += 1
         try:

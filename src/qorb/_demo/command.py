@@ -9,9 +9,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from qorb._demo.demo import DemoOptions, play
 from qorb._demo.plain import PlainView
 from qorb._demo.servers import NoPortError
+from qorb.resolvers import DnsResolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +29,10 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "demo",
         help="watch a pool on real sockets while its servers fail",
         description=(
-            "Starts echo servers on loopback, a pool over them, and clients that use it without pause. Kills a server, "
-            "revives it, hangs another, heals it, removes and adds a backend, and at last terminates the pool under "
-            "load and counts what is left. What is shown comes from Pool.stats() and from the clients' and servers' "
+            "Starts echo servers on loopback, a DNS server that names them, a pool that finds them through it, and "
+            "clients that use it without pause. Kills a server, revives it, hangs another, heals it, takes one out of "
+            "DNS, silences DNS, puts a new one into it, and at last terminates the pool under load and counts what is "
+            "left. What is shown comes from Pool.stats() and from the clients' and servers' "
             "own counts. A terminal gets a live table (if rich is installed), anything else plain lines."
         ),
         epilog="Exit status: 0 when nothing was left, no claim failed and no echo was wrong; 1 otherwise; "
@@ -70,6 +71,15 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _run(options: argparse.Namespace) -> int:
+    try:
+        from qorb._demo.demo import DemoOptions, play  # noqa: PLC0415 - its DNS server needs an optional package
+
+        DnsResolver("demo.test")
+    except ImportError as error:
+        if _missing(error) not in {"aiodns", "pycares", "dns"}:
+            raise
+        print('qorb demo: it needs aiodns and dnspython; run: pip install "qorb[demo]"', file=sys.stderr)
+        return 1
     chosen = DemoOptions(options.backends, options.clients, options.seconds, options.seed)
     view = PlainView() if options.plain else _view()
     try:
@@ -79,6 +89,12 @@ def _run(options: argparse.Namespace) -> int:
         return 1
 
 
+def _missing(error: ImportError) -> str:
+    """Give the package that was not found; "" when the error is another one."""
+    cause = error if error.__cause__ is None else error.__cause__
+    return (cause.name or "").partition(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
+
+
 def _view() -> View:
     """Choose the live table where it can be shown."""
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
@@ -86,7 +102,7 @@ def _view() -> View:
     try:
         from qorb._demo._rich import LiveView  # noqa: PLC0415 - it needs an optional package
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "rich":
+        if _missing(error) != "rich":
             raise
         print('The live table needs rich: pip install "qorb[demo]". Here are plain lines instead.', flush=True)
         return PlainView()

@@ -14,7 +14,7 @@ from qorb._demo.clients import PATIENCE, Clients
 from qorb._demo.connector import EchoConnector
 from qorb._demo.frame import Meter
 from qorb._demo.journal import Journal
-from qorb._demo.report import Report, census
+from qorb._demo.report import Counter, Report
 from qorb._demo.scenario import Stage, scenario
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _TICK = 0.1
 _GRACE = 1.0
 _END_TIMEOUT = 10.0
-_SERVERS_PATIENCE = 1.0
+_PATIENCE_AFTERWARDS = 1.0
 _MOST_SLOTS = 200
 _PATIENCE_WITH_SIGNALS = 3
 _STATUS_BAD = 1
@@ -63,19 +63,20 @@ async def _perform(options: DemoOptions, view: View, interruption: Interruption)
         async with Stage(options.backends) as stage:
             pool = Pool(
                 "demo",
-                stage.resolver,
+                stage.resolver(),
                 EchoConnector(),
                 policy,
                 observer=journal.observe,
                 rng=random.Random(options.seed),
             )
+            counter = Counter(pool, stage)
             async with Clients(pool, stage.servers, count=options.clients, seed=options.seed) as clients, pool:
                 journal.step(
-                    f"{options.backends} servers are up, the clients begin.",
+                    f"{options.backends} servers are up, and in DNS. The clients begin.",
                     "each backend gets its share of the slots, and of the claims.",
                 )
                 clients.start()
-                run = _Run(options, view, journal, stage, pool, clients)
+                run = _Run(options, view, journal, stage, pool, clients, counter)
                 await run.until_the_end(interruption)
                 return await run.end()
 
@@ -98,7 +99,7 @@ def demo_policy(options: DemoOptions) -> Policy:
 
 
 def _heading(options: DemoOptions, policy: Policy) -> list[str]:
-    servers = f"{options.backends} echo servers on loopback"
+    servers = f"{options.backends} echo servers found through DNS"
     checks = f"checks every {policy.health_interval:g} s ({policy.health_check_timeout:g} s limit)"
     backoff = f"backoff {1000 * policy.min_connection_backoff:g} ms to {policy.max_connection_backoff:g} s"
     failures = f"failures of the last {2 * policy.max_connection_backoff:g} s"
@@ -124,6 +125,7 @@ class _Run:
         stage: Stage,
         pool: Pool[TcpStream],
         clients: Clients,
+        counter: Counter,
     ) -> None:
         self._seconds = options.seconds
         self._steps = list(scenario(options.backends))
@@ -132,6 +134,7 @@ class _Run:
         self._stage = stage
         self._pool = pool
         self._clients = clients
+        self._counter = counter
         self._meter = Meter(options.seconds)
 
     async def until_the_end(self, interruption: Interruption) -> None:
@@ -148,11 +151,11 @@ class _Run:
         """Terminate the pool under load, and count before and after."""
         loop = asyncio.get_running_loop()
         self._journal.step(
-            "terminate() is called, while all clients go on.", "what is left is counted afterwards, in three ways."
+            "terminate() is called, while all clients go on.", "what is left is counted afterwards, in four ways."
         )
         self._show()
         claims_out = self._clients.holding
-        before = census(self._pool, self._stage.connections)
+        before = self._counter.census()
         began = loop.time()
         failure = None
         try:
@@ -161,9 +164,7 @@ class _Run:
             failure = str(error)
             self._pool.abort()
         took = loop.time() - began
-        # The servers learn of closed connections a moment later, from the network.
-        await self._stage.deserted(_SERVERS_PATIENCE)
-        after = census(self._pool, self._stage.connections)
+        after = await self._counter.settled(_PATIENCE_AFTERWARDS)
         self._show()
         await self._clients.gone()
         return Report(
@@ -182,7 +183,14 @@ class _Run:
         now = asyncio.get_running_loop().time()
         stats = self._pool.stats()
         self._view.show(
-            self._meter.frame(now, self._journal.elapsed, stats, self._clients.tally, self._stage.condition)
+            self._meter.frame(
+                now,
+                self._journal.elapsed,
+                stats,
+                self._clients.tally,
+                self._stage.condition,
+                self._stage.condition_of_dns(),
+            )
         )
 
 

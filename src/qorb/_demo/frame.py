@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qorb._demo.journal import printable
+from qorb._demo.servers import server_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +53,8 @@ class Frame:
     wrong: int
     cut_short: int
     surprises: int
+    dns: str
+    """How the DNS server really is, in words."""
 
 
 class Meter:
@@ -63,9 +66,12 @@ class Meter:
         self._snapshots: deque[tuple[float, PoolStats]] = deque()
 
     def frame(
-        self, now: float, elapsed: float, stats: PoolStats, tally: Tally, condition: Callable[[str], str]
+        self, now: float, elapsed: float, stats: PoolStats, tally: Tally, condition: Callable[[str], str], dns: str = ""
     ) -> Frame:
-        """Work out what to show. `now` is the loop's time, which never goes back from call to call."""
+        """Work out what to show. `now` is the loop's time, which never goes back from call to call.
+
+        `condition` gives a word for how a server really is, by its name; `dns` says how the DNS server is.
+        """
         self._snapshots.append((now, stats))
         while self._snapshots[0][0] < now - WINDOW:
             self._snapshots.popleft()
@@ -80,8 +86,8 @@ class Meter:
             seconds=self._seconds,
             rows=tuple(
                 Row(
-                    name=printable(name),
-                    server=condition(name),
+                    name=printable(server_name(name)),
+                    server=condition(server_name(name)),
                     online=backend.online,
                     connecting=backend.connecting_slots,
                     unclaimed=backend.unclaimed_slots,
@@ -101,6 +107,7 @@ class Meter:
             wrong=tally.wrong,
             cut_short=tally.cut_short,
             surprises=len(tally.surprises),
+            dns=dns,
         )
 
 

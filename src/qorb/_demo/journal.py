@@ -8,9 +8,20 @@ import logging
 from dataclasses import dataclass
 from typing import Self
 
-from qorb.events import Event, HealthCheckFailed, ResolverUpdated, SlotSetOffline, SlotSetOnline
+from qorb._demo.servers import server_name
+from qorb.events import (
+    Event,
+    HealthCheckFailed,
+    ResolverFailed,
+    ResolverQueryDone,
+    ResolverUpdated,
+    SlotSetOffline,
+    SlotSetOnline,
+)
 
 _LOGGERS = ("qorb", "asyncio")
+_OF_THE_RESOLVER = "qorb.dns"
+_MOST_NAMES = 4
 
 
 class Kind(enum.Enum):
@@ -52,6 +63,7 @@ class Journal(logging.Handler):
         self._stepped = self._began
         self._entries: list[Entry] = []
         self._checks_failed: set[str] = set()
+        self._dns_fails = False
         self._propagated: dict[str, bool] = {}
         self.logged_errors: list[str] = []
         """Records of level ERROR or worse: none is expected."""
@@ -86,22 +98,30 @@ class Journal(logging.Handler):
         """Note an event of the pool, if it tells something that a person wants to know."""
         match event:
             case SlotSetOnline(backend=name):
-                self._notice(f"{name} is online")
+                self._notice(f"{server_name(name)} is online")
             case SlotSetOffline(backend=name):
-                self._notice(f"{name} is offline")
+                self._notice(f"{server_name(name)} is offline")
             case ResolverUpdated(added=added, removed=removed):
                 changes = {"added": added, "removed": removed}
-                told = [f"{', '.join(names)} {change}" for change, names in changes.items() if names]
-                self._notice("; ".join(told))
+                told = [f"{_listed(names)} {change}" for change, names in changes.items() if names]
+                self._notice(f"DNS: {'; '.join(told)}")
+            case ResolverFailed(reason=reason) if not self._dns_fails:
+                self._dns_fails = True
+                self._notice(f"{reason.rpartition(': ')[2]} from DNS; the set of backends stays")
+            case ResolverQueryDone() if self._dns_fails:
+                self._dns_fails = False
+                self._notice("DNS has answered again")
             case HealthCheckFailed(backend=name, reason=reason) if name not in self._checks_failed:
                 # One failed check has all idle connections of that backend checked: one line is enough.
                 self._checks_failed.add(name)
-                self._notice(f"{name} failed a health check ({reason.partition(':')[0]})")
+                self._notice(f"{server_name(name)} failed a health check ({reason.partition(':')[0]})")
             case _:
                 pass
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note a log record."""
+        """Note a log record; but what the resolver warns of is in its events, too."""
+        if record.name == _OF_THE_RESOLVER and record.levelno < logging.ERROR:
+            return
         text = f"{record.levelname.lower()}: {record.getMessage()}"
         if record.exc_info and record.exc_info[1] is not None:
             text += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
@@ -119,6 +139,11 @@ class Journal(logging.Handler):
 
     def _note(self, kind: Kind, text: str) -> None:
         self._entries.append(Entry(self.elapsed, kind, printable(text)))
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(map(server_name, names[:_MOST_NAMES])) + more
 
 
 def printable(text: str) -> str:

@@ -49,6 +49,8 @@ class PlainView:
         parts = [f"{frame.elapsed:6.2f} s  {claims}", *map(_backend, frame.rows[:_MOST_ROWS])]
         if len(frame.rows) > _MOST_ROWS:
             parts.append(f"{len(frame.rows) - _MOST_ROWS} more")
+        if frame.dns:
+            parts.append(frame.dns)
         _print(" | ".join(parts))
 
     def conclude(self, lines: list[str]) -> None:

@@ -6,18 +6,22 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qorb._demo.process import possessions, sockets_among
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qorb import Ledger, Pool
     from qorb._demo.clients import Tally
+    from qorb._demo.scenario import Stage
 
 _MOST_SURPRISES = 5
+_PAUSE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """Everything of the pool that is alive at one moment, counted in three independent ways."""
+    """Everything of the pool that is alive at one moment, counted in four independent ways."""
 
     ledger: Ledger
     """By the pool."""
@@ -25,17 +29,45 @@ class Census:
     """By asyncio: unfinished tasks that bear the pool's name."""
     server_connections: int
     """By the servers: connections that are open."""
+    sockets: int = 0
+    """By the system: sockets of this process that were not there before the pool, and are not the servers'."""
+    threads: int = 0
+    """By the system: threads of this process that were not there before the pool, but for pycares' idle one."""
 
     @property
     def empty(self) -> bool:
-        """Say whether nothing is left, by all three counts."""
-        return self.ledger.empty and not self.named_tasks and not self.server_connections
+        """Say whether nothing is left, by all counts."""
+        return self.ledger.empty and not (self.named_tasks or self.server_connections or self.sockets or self.threads)
 
 
-def census(pool: Pool[Any], server_connections: int) -> Census:
-    """Count now."""
-    named = sum(pool.name in task.get_name() for task in asyncio.all_tasks())
-    return Census(pool.ledger(), named, server_connections)
+class Counter:
+    """Takes the census of one pool."""
+
+    def __init__(self, pool: Pool[Any], stage: Stage) -> None:
+        """Look at what there is before the pool is started."""
+        self._pool = pool
+        self._stage = stage
+        self._before = possessions()
+
+    def census(self) -> Census:
+        """Count now."""
+        named = sum(self._pool.name in task.get_name() for task in asyncio.all_tasks())
+        now = possessions()
+        sockets = now.sockets - self._before.sockets - sockets_among(self._stage.sockets())
+        threads = now.threads - self._before.threads
+        return Census(self._pool.ledger(), named, self._stage.connections, len(sockets), len(threads))
+
+    async def settled(self, patience: float) -> Census:
+        """Count when nothing is left any more, or `patience` seconds have passed. May be cancelled.
+
+        The servers learn from the network that a connection is closed, and pycares closes its sockets in its own
+        thread: both a moment later.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + patience
+        while not (counted := self.census()).empty and loop.time() < until:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(_PAUSE)
+        return counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +102,7 @@ class Report:
         yield f"{'':42}{'before':>8}{'after':>8}"
         for label, before, after in self._counts():
             yield f"  {label:<40}{before:8}{after:8}"
+        yield "* without the one idle daemon thread that pycares, which asks DNS, keeps in a process"
         yield f"left: {self._left()}"
         yield ""
         tally = self.tally
@@ -93,6 +126,8 @@ class Report:
         yield "threads of the pool, by its ledger", before.threads, after.threads
         yield "tasks with the pool's name, by asyncio", self.before.named_tasks, self.after.named_tasks
         yield "open connections, by the servers", self.before.server_connections, self.after.server_connections
+        yield "sockets but the servers', by the system", self.before.sockets, self.after.sockets
+        yield "threads since its start*, by the system", self.before.threads, self.after.threads
 
     def _left(self) -> str:
         if self.after.empty:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import enum
 import socket
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from qorb import Backend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _HOST = "127.0.0.1"
 _BACKLOG = 128
@@ -56,13 +59,20 @@ class EchoServer:
 
     @property
     def backend(self) -> Backend:
-        """What a resolver publishes for it, once it was started."""
+        """Where it is, once it was started."""
         return Backend(self.name, _HOST, self._port)
 
     @property
     def connections(self) -> int:
         """How many connections are open, seen from this side."""
         return len(self._conversations)
+
+    def sockets(self) -> Iterator[int]:
+        """Give the descriptors of all sockets that it has open: its port, and its ends of the connections."""
+        if self._socket is not None:
+            yield self._socket.fileno()
+        for conversation in self._conversations:
+            yield conversation.descriptor
 
     async def start(self) -> None:
         """Accept connections. NoPortError when there is no port. Cancelled: it does not, and may be started again."""
@@ -154,6 +164,11 @@ class _Conversation(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._held_back = bytearray()
 
+    @property
+    def descriptor(self) -> int:
+        """The number of its socket; -1 when it is closed."""
+        return -1 if self._transport is None else self._transport.get_extra_info("socket").fileno()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._server.joined(self)
@@ -178,6 +193,11 @@ class _Conversation(asyncio.Protocol):
     def drop(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+
+def server_name(backend: str) -> str:
+    """Give the name of the server behind a backend: of "echo-1.demo.test:40001", "echo-1"."""
+    return backend.partition(".")[0]
 
 
 def _reserve(port: int) -> socket.socket:
