@@ -290,6 +290,23 @@ def test_a_fallback_does_not_wait_for_one_that_has_nothing_or_fails(caplog):
     run(main)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_patience_ends_when_the_one_that_is_waited_for_fails(kind, caplog):
+    caplog.set_level(logging.CRITICAL, "qorb")
+
+    async def main():
+        async def fails_later(_publish: Publish) -> None:
+            await asyncio.sleep(0.1)
+            raise OSError("no")
+
+        heard = Heard()
+        async with watched_by(kind([Scripted(fails_later), FixedResolver([B])]), heard):
+            await asyncio.sleep(10)
+        assert heard.sets == [(0.1, ["b1"])]
+
+    run(main)
+
+
 def test_the_first_set_of_a_merge_is_complete_when_all_answer_within_its_patience():
     async def main():
         heard = Heard()
@@ -611,6 +628,21 @@ def test_an_inner_task_that_somebody_else_cancels_ends_the_others_and_watch_is_s
 
     run(main)
     assert "was cancelled, although not by its owner" in caplog.text
+
+
+def test_an_inner_task_that_is_cancelled_in_its_pause_leaves_no_timer(caplog):
+    caplog.set_level(logging.CRITICAL, "qorb")
+
+    async def main():
+        watch = FallbackResolver([Scripted(fails(OSError("no"))), FixedResolver([A])]).watch(lambda _: None)
+        task = asyncio.create_task(watch)
+        await asyncio.sleep(0.1)
+        next(task for task in asyncio.all_tasks() if "1 of 2" in task.get_name()).cancel()
+        await asyncio.wait([task])
+        assert isinstance(task.exception(), ResolveError)
+        assert_no_task_and_no_timer_is_left()
+
+    run(main)
 
 
 def test_a_base_exception_of_an_inner_one_is_a_failure_like_others():

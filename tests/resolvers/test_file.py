@@ -311,6 +311,23 @@ def test_a_file_that_is_being_written_is_not_believed_before_it_is_complete(path
     assert not caplog.records
 
 
+def test_a_file_whose_folder_is_moved_away_and_back_is_used_again(tmp_path):
+    async def main():
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        (folder / "backends").write_text(ONE)
+        async with watching(folder / "backends") as heard:
+            await asyncio.sleep(3)
+            folder.rename(tmp_path / "elsewhere")
+            await asyncio.sleep(3)
+            (tmp_path / "elsewhere").rename(folder)
+            await asyncio.sleep(3)
+        assert [known for _, known in heard.sets] == [(A,), (A,)]
+        assert len(heard.errors) == 1
+
+    run(main)
+
+
 def test_a_file_that_changes_while_it_is_read_is_read_again(path, monkeypatch):
     async def main():
         path.write_text("10.0.0.1:5432\n10.0.0.9:5432\n")

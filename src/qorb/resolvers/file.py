@@ -128,7 +128,7 @@ class _Reader:
         if not stat.S_ISREG(status.st_mode):  # to open a pipe means something to whoever is at its other end
             raise OSError("it is no regular file")
         version, text = _read(self._path)
-        self._settled = version is not None and (version, text) == (self._version, self._text)
+        self._settled = (version, text) == (self._version, self._text)
         self._version, self._text = version, text
         return True
 
@@ -156,16 +156,15 @@ class _Reader:
         self._publisher.failed(ResolveError(f"{self._path}: {reason}{kept}"))
 
 
-def _read(path: Path) -> tuple[_Version | None, bytes]:
-    """Read the file; the version is None when it changed meanwhile. Never waits for a pipe or a device."""
+def _read(path: Path) -> tuple[_Version, bytes]:
+    """Read the file, which may change meanwhile: the next look will tell. Never waits for a pipe or a device."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
-        before = os.fstat(descriptor)
-        text = file.read(_MAX_BYTES + 1) if before.st_size <= _MAX_BYTES else None
-        after = _Version.of(os.fstat(descriptor))
+        status = os.fstat(descriptor)
+        text = file.read(_MAX_BYTES + 1) if status.st_size <= _MAX_BYTES else None
     if text is None or len(text) > _MAX_BYTES:
         raise OSError(f"it is longer than {_MAX_BYTES:,} bytes")
-    return after if after == _Version.of(before) else None, text
+    return _Version.of(status), text
 
 
 async def _understand(text: bytes, *, settled: bool) -> tuple[Backend, ...] | None:
