@@ -414,6 +414,22 @@ def test_two_rounds_never_start_less_than_a_second_apart(fault):
     run(main)
 
 
+def test_when_a_round_is_too_short_for_all_targets_they_take_turns():
+    async def main():
+        targets = {f"t{number}.example.com": [f"10.1.0.{number}"] for number in range(1, 41)}
+        server = FakeServer(latency=0.9).serves(targets, ttl=1)
+        for number in range(1, 4):
+            server.answers(f"t{number}.example.com A", SILENCE)
+        async with watching(Net(ns1=server), family="ipv4", max_concurrency=1) as seen:
+            await asyncio.sleep(60)
+            assert len(seen.hosts) == 37
+            server.asked.clear()
+            await asyncio.sleep(60)
+            assert {question for _, question in server.asked} == {SRV, *(f"{target} A" for target in targets)}
+
+    run(main)
+
+
 def test_with_all_intervals_infinite_it_asks_once_and_stays():
     async def main():
         server = FakeServer().serves(OLD)

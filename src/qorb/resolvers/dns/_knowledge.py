@@ -32,6 +32,8 @@ class _Known:
     records: tuple[Srv, ...] | tuple[str, ...] = ()
     since: float = -math.inf
     """When the last good answer came."""
+    tried: float = -math.inf
+    """When a round last settled on a reply, good or not."""
     denied_at: float | None = None
     """When it was first said, with no good answer since, that there is nothing."""
     denied: bool = False
@@ -65,9 +67,17 @@ class Knowledge:
         return self.address_questions() if self._plain else [Question(self.service, "SRV")]
 
     def address_questions(self) -> list[Question]:
-        """Give what is asked about the targets that are known now."""
+        """Give what is asked about the targets that are known now: first what was not asked for longest.
+
+        A round may be too short for all of them.
+        """
         targets = dict.fromkeys(srv.target for srv in self._targets)
-        return [Question(target, kind) for target in targets for kind in self._kinds]
+        questions = [Question(target, kind) for target in targets for kind in self._kinds]
+        return sorted(questions, key=self._tried)
+
+    def _tried(self, question: Question) -> float:
+        known = self._known.get(question)
+        return -math.inf if known is None else known.tried
 
     def is_what_is_known(self, question: Question, reply: Reply) -> bool:
         """Whether the reply says the same as the last good answer."""
@@ -86,6 +96,7 @@ class Knowledge:
         """
         known = self._srv if question.kind == "SRV" else self._known.setdefault(question, _Known())
         known.reason = None if certain or isinstance(reply, Records) else reply.reason
+        known.tried = now
         before = self._targets
         if certain or isinstance(reply, Records):
             known.records = reply.records if isinstance(reply, Records) else ()
@@ -95,11 +106,12 @@ class Knowledge:
                 known.denied_at = now
             elif now >= known.denied_at + self._policy.retry_interval:
                 known.records, known.denied = (), True
-        if self._has_addresses(before):
-            self._former = before
-        if self._has_addresses(self._targets) or self._is_denied():
+        if question.kind == "SRV":
+            self._former = before if self._has_addresses(before) else self._former
+            self._forget_other_targets()
+        if self._former and (self._has_addresses(self._targets) or self._is_denied()):
             self._former = ()
-        self._forget_other_targets()
+            self._forget_other_targets()
 
     def _has_addresses(self, targets: Iterable[Srv]) -> bool:
         return any(self._addresses(srv.target) for srv in targets)
@@ -109,12 +121,13 @@ class Knowledge:
         asked = [self._known.get(question) for question in self.address_questions()] if self._targets else [self._srv]
         return all(known is not None and known.denied for known in asked)
 
-    def expire(self, now: float) -> None:
-        """Drop what has gone without a good answer for as long as stale_limit."""
-        for known in self._perishable():
-            if known.since + self._policy.stale_limit <= now:
-                known.records = ()
+    def expire(self, now: float) -> bool:
+        """Drop what has gone without a good answer for as long as stale_limit, and tell whether there was any."""
+        stale = [known for known in self._perishable() if known.since + self._policy.stale_limit <= now]
+        for known in stale:
+            known.records = ()
         self._forget_other_targets()
+        return bool(stale)
 
     def stale_at(self) -> float:
         """Give when expire() has something to do; math.inf: never."""
@@ -154,16 +167,15 @@ class Knowledge:
         for srv, address in islice(self._in_order_of_choice(), _LOOK_AT * self._most):
             other = chosen.get((address, srv.port))
             if other is None and len(chosen) == self._most:
-                continue
+                break
             if other is None or (srv.priority, srv.target) < (other.priority, other.target):
                 chosen[address, srv.port] = srv
         self._names = self._named(chosen)
-        return tuple(
-            sorted(
-                Backend(self._names[srv.target, address, port], address, port, srv.target, srv.priority, srv.weight)
-                for (address, port), srv in chosen.items()
-            )
+        found = (
+            Backend(self._names[srv.target, address, port], address, port, srv.target, srv.priority, srv.weight)
+            for (address, port), srv in chosen.items()
         )
+        return tuple(sorted(found, key=lambda backend: backend.name))
 
     def _in_order_of_choice(self) -> Iterator[tuple[Srv, str]]:
         for _, group in groupby(self._former or self._targets, lambda srv: srv.priority):

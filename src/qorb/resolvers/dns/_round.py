@@ -7,6 +7,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qorb.resolvers.dns._sifting import in_slices
 from qorb.resolvers.dns._values import Failed, NoRecords, Question, Records
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ _LEAD = 1.0
 _OTHER_FAMILY: dict[Kind, Kind] = {"A": "AAAA", "AAAA": "A"}
 _OVERDUE = 1.0
 """A query that has waited so many seconds no longer counts as in flight."""
+_BATCH = 50
+"""Queries to send before the loop has its turn."""
 _HOLD_UP = 3.0
-"""Seconds for which what does not answer may keep a round open although what has come is to be asked for again."""
+"""Seconds without any answer after which a round ends if what has come is to be asked for again."""
 
 
 class Client(Protocol):
@@ -105,7 +108,7 @@ class Round:
         self._journal = journal
         self._changed = changed
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self._began = self._heard_at = self._loop.time()
         self._look_ups: dict[Question, _LookUp] = {}
         self._queues: dict[Server, deque[_LookUp]] = {client.server: deque() for client in clients}
         self._in_flight: dict[asyncio.Future[Any], tuple[_LookUp, Server, float]] = {}
@@ -140,13 +143,14 @@ class Round:
     async def run(self) -> None:
         """Ask until everything is settled. Cancellation ends it at once; what was learned stays learned."""
         while self._open:
-            self._send()
-            await self._wait(min(self._deadline(), self._next_moment()))
+            through = self._send()
+            await self._wait(min(self._deadline(), self._next_moment()) if through else -math.inf)
             while self._inbox:
                 await self._read(self._inbox.popleft())
+                await asyncio.sleep(0)  # many small answers are as much work as a big one
             now = self._loop.time()
             if now >= self._deadline():
-                self._give_up()
+                await self._give_up()
             for look_up in tuple(self._held_back):
                 self._consider(look_up)
             if self._news_at + QUIET <= now:
@@ -157,13 +161,17 @@ class Round:
 
     def _deadline(self) -> float:
         """Give when the round ends whatever is missing: what never answers must not keep the rest from its refresh."""
-        return min(self._began + self._policy.query_timeout, max(self.refresh_at, self._began + _HOLD_UP))
+        return min(self._began + self._policy.query_timeout, max(self.refresh_at, self._heard_at + _HOLD_UP))
 
     # Asking.
 
-    def _send(self) -> None:
-        """Send as many queries as may be in flight: first to servers that have talked, and of those the preferred."""
+    def _send(self) -> bool:
+        """Send as many queries as may be in flight: first to servers that have talked, and of those the preferred.
+
+        Tell whether that is all; if not, the loop must have its turn first.
+        """
         now = self._loop.time()
+        batch = 0
         busy = sum(sent + _OVERDUE > now for _, _, sent in self._in_flight.values())
         for server in sorted(self._queues, key=lambda one: (one not in self._talked, one != self._preference.server)):
             queue = self._queues[server]
@@ -172,6 +180,10 @@ class Round:
                 if look_up.settled is None:
                     self._ask(server, look_up, now)
                     busy += 1
+                    batch += 1
+                if batch == _BATCH:
+                    return False
+        return True
 
     def _ask(self, server: Server, look_up: _LookUp, now: float) -> None:
         look_up.began = min(look_up.began, now)
@@ -218,6 +230,7 @@ class Round:
         reply = await self._clients[server].read(look_up.question, query)
         self._journal.replied(server, look_up.question, reply, self._loop.time() - sent)
         self._talked[server] = None
+        self._heard_at = self._loop.time()
         look_up.replies[server] = reply
         self._consider(look_up)
         self._consider(self._sibling(look_up))
@@ -270,15 +283,19 @@ class Round:
         kind = _OTHER_FAMILY.get(look_up.question.kind)
         return None if kind is None else self._look_ups.get(Question(look_up.question.name, kind))
 
-    def _give_up(self) -> None:
-        """Settle everything on what there is: time is up."""
+    async def _give_up(self) -> None:
+        """Settle everything on what there is: time is up. What is known of what was not even asked for stays as it is.
+
+        That goes for targets that became known just now, too.
+        """
         silent = Failed(f"no answer within {self._loop.time() - self._began:.3g} s")
-        for look_up in tuple(self._look_ups.values()):
-            if look_up.settled is None:
+        async for look_up in in_slices(tuple(self._look_ups.values())):
+            if look_up.began == math.inf:
+                self.failed = True
+            elif look_up.settled is None:
                 for server in self._clients:
                     look_up.replies.setdefault(server, silent)
                 self._consider(look_up)
-        # Targets that became known just now have not been asked for yet, and will not be: what is known of them stays.
         self._open = 0
 
     def _settle(self, look_up: _LookUp, reply: Reply, server: Server | None) -> None:

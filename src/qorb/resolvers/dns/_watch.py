@@ -136,8 +136,7 @@ class DnsWatch:
             self._timer.cancel()
             self._timer = None
         now = self._loop.time()
-        self._knowledge.expire(now)
-        if self._published is not None:
+        if self._knowledge.expire(now):
             self._pass_on(self._knowledge.backends())
         if self._of_servers is not None:
             self._of_servers.expire(now)
