@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, cast
 
 from qorb.backend import Backend
@@ -187,7 +187,7 @@ class Knowledge:
 
     def _addresses(self, target: str) -> list[str]:
         found = [self._known.get(Question(target, kind)) for kind in self._kinds]
-        return [cast("str", address) for known in found if known is not None for address in known.records]
+        return list(chain.from_iterable(cast("tuple[str, ...]", known.records) for known in found if known is not None))
 
     def _named(self, chosen: dict[tuple[str, int], Srv]) -> dict[tuple[str, str, int], str]:
         """Name the chosen ones: as before while they stay, else target:port if the target has one address."""
