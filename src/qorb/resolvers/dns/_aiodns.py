@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import os
+import weakref
+from typing import TYPE_CHECKING, Any, cast
 
 from qorb.errors import ResolveError, describe
 from qorb.resolvers.dns._names import canonical
@@ -17,7 +19,7 @@ except ImportError as error:
     raise ImportError('DnsResolver needs aiodns; run: pip install "qorb[dns]"') from error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from qorb.resolvers.dns._servers import Server
     from qorb.resolvers.dns._sifting import Sieve
@@ -54,6 +56,8 @@ class AiodnsClient:
             )
         except (pycares.AresError, OSError) as error:
             raise ResolveError(f"DNS server {server} cannot be asked: {describe(error)}") from error
+        self._resolver.loop = cast("asyncio.AbstractEventLoop", _Mailbox(self._loop))
+        _open.add(self._resolver)
 
     def ask(self, question: Question) -> asyncio.Future[Any]:
         """Send a query over UDP; c-ares sends it again when it gets lost, and over TCP when the answer is truncated."""
@@ -77,7 +81,9 @@ class AiodnsClient:
 
     async def close(self) -> None:
         """Cancel every query, and leave no socket. Never waits, so no cancellation can strike here."""
-        await self._resolver.close()
+        if self._resolver in _open:
+            _open.discard(self._resolver)
+            await self._resolver.close()
 
 
 async def read_records(
@@ -92,6 +98,8 @@ async def read_records(
     addresses: dict[str, list[str]] = {}
     ttls: dict[str, int] = {}
     async for record in in_slices(found):
+        if record.record_class != pycares.QUERY_CLASS_IN:
+            continue
         owner, datum = canonical(record.name), record.data
         if isinstance(datum, pycares.CNAMERecordData):
             cnames[owner] = (canonical(datum.cname), record.ttl)
@@ -114,6 +122,44 @@ async def read_records(
     if question.kind == "SRV":
         return await sieve.targets(targets.get(owner, []), lasts, len(passed))
     return await sieve.addresses(question, addresses.get(owner, []), lasts, len(passed), loopback=loopback)
+
+
+class _Mailbox:
+    """The event loop, as the thread of c-ares sees it: what comes after it was closed is nobody's any more.
+
+    Without this, "Event loop is closed" would go to stderr from there, once for each query.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loop, name)
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+
+_open: weakref.WeakSet[aiodns.DNSResolver] = weakref.WeakSet()
+_of_the_parent: list[aiodns.DNSResolver] = []
+"""In a child process: those that were open at the fork. Their threads do not exist here; who closed one would hang."""
+
+
+def _begin_anew_after_fork() -> None:
+    """Let pycares start its thread again, which no child has: without it nothing that is closed there ever ends."""
+    _of_the_parent.extend(_open)
+    _open.clear()
+    manager = getattr(pycares, "_shutdown_manager", None)
+    if manager is not None:
+        manager.__init__()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew_after_fork)
 
 
 def _is_of(datum: pycares.ARecordData | pycares.AAAARecordData, question: Question) -> bool:
