@@ -34,7 +34,9 @@ LAYERS = (
 # The parts of the pool know the types of their owners, for news goes up to them; at run time they import none of them.
 KNOW_THE_TYPES_ABOVE = {"_resolving", "_slot", "_slot_set", "_diagnosis", "_termination", "_desk", "_engine", "claim"}
 # These are built on the pool, as users' code is: they import the public modules only (and their own private ones).
-GUESTS = {"resolvers", "connectors", "observers", "top", "testing", "cli", "_demo"}
+GUESTS = {"resolvers", "connectors", "observers", "top", "testing", "cli", "_demo", "_resolve"}
+# The programs behind the commands, which start them.
+PROGRAMS = {"_demo", "_resolve"}
 
 CORE_MAY_IMPORT = {
     *("__future__", "abc", "bisect", "collections", "dataclasses", "enum", "functools", "heapq", "itertools"),
@@ -48,8 +50,8 @@ FORBIDDEN_IN_ASYNCIO = {
 COMES_WITH = {"aiodns": "pycares"}
 STARTS_TASKS = {"create_task", "ensure_future", "Task"}
 # TaskOwner starts the pool's tasks. The others are programs or tools for tests, with tasks of their own.
-MAY_START_TASKS = {"qorb._tasks", "qorb.testing", "qorb._demo", "qorb.cli"}
-MAY_READ_THE_CLOCK = {"qorb._demo", "qorb.cli"}
+MAY_START_TASKS = {"qorb._tasks", "qorb.testing", "qorb._demo", "qorb._resolve", "qorb.cli"}
+MAY_READ_THE_CLOCK = {"qorb._demo", "qorb._resolve", "qorb.cli"}
 # (module, function): handlers of BaseException or CancelledError that do not end in raise, each with its reason.
 MAY_END_OTHERWISE = {
     # Passes on what was thrown into it to the coroutine that it drives, as asyncio.Task does.
@@ -154,7 +156,7 @@ def guests_import_public_modules_only(module: Module) -> Iterator[str]:
         own = one.path()[:2] == ("qorb", module.part)
         if not own and any(part.startswith("_") for part in one.path()):
             # A command is where the private program behind it is started.
-            if module.part == "cli" and one.path()[1] == "_demo":
+            if module.part == "cli" and one.path()[1] in PROGRAMS:
                 continue
             yield f"{module.name}:{one.line}: imports {'.'.join(one.path())}, which is private"
 

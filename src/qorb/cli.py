@@ -13,13 +13,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from qorb._demo import command as demo
+from qorb._resolve import command as resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
 
-_COMMANDS: tuple[Callable[[Subparsers], None], ...] = (demo.add_command,)
+_COMMANDS: tuple[Callable[[Subparsers], None], ...] = (demo.add_command, resolve.add_command)
 
 _INTERRUPTED = 130
 _READER_GONE = 141
