@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from qorb.resolvers import DnsPolicy, DnsResolver
 from qorb.resolvers.dns._sifting import Sieve
 from qorb.resolvers.dns._values import Failed, NoRecords, Question, Reply, Srv
+from qorb.resolvers.dns._watch import MAX_LEARNED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
     from qorb.backend import Backend
+    from qorb.errors import ResolveError
     from qorb.resolvers.dns._servers import Server
 
 SERVICE = "_pg._tcp.example.com"
@@ -92,6 +94,8 @@ class FakeClient:
         self._asked: list[asyncio.Future[Any]] = []
         self._timers: list[asyncio.TimerHandle] = []
         self.closed = False
+        if str(server) in net.broken:
+            raise net.broken[str(server)]
         self.task = asyncio.current_task()
         """Whose client it is."""
         net.opened += 1
@@ -145,6 +149,8 @@ class Net:
         self.began = asyncio.get_running_loop().time()
         self.asked: list[tuple[float, str, str]] = []
         """When who was asked what."""
+        self.broken: dict[str, ResolveError] = {}
+        """Why no client can be made for a server."""
         self.open: dict[FakeClient, None] = {}
         self.opened = 0
 
@@ -164,7 +170,7 @@ class Net:
         return resolver
 
     def replace_client(self, resolver: DnsResolver, seed: bytes = b"") -> None:
-        sieve = Sieve(seed, resolver._policy.max_backends)
+        sieve = Sieve(seed, max(resolver._policy.max_backends, MAX_LEARNED))
         setattr(resolver, "_client", lambda server: FakeClient(self, server, sieve))  # noqa: B010 - a double in its place
 
 

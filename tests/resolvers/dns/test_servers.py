@@ -135,6 +135,32 @@ def test_a_configuration_that_cannot_be_read_for_a_while_costs_nothing(tmp_path)
     run(main)
 
 
+def test_a_server_for_which_no_client_can_be_made_does_not_keep_the_others_from_being_asked():
+    async def main():
+        net = Net(ns1=FakeServer(), ns2=FakeServer().serves(OLD))
+        net.broken["10.0.0.1:53"] = ResolveError("DNS server 10.0.0.1:53 cannot be asked: no descriptors")
+        async with watching(net) as seen:
+            await asyncio.sleep(1)
+            assert seen.hosts == ["10.1.0.1"]
+            assert asked(net) == {"10.0.0.2:53"}
+
+    run(main)
+
+
+def test_when_no_client_can_be_made_at_all_the_next_round_tries_again():
+    async def main():
+        net = Net(ns1=FakeServer().serves(OLD))
+        net.broken["10.0.0.1:53"] = ResolveError("DNS server 10.0.0.1:53 cannot be asked: no descriptors")
+        async with watching(net) as seen:
+            await asyncio.sleep(0.5)
+            assert seen.sets == []
+            net.broken.clear()
+            await asyncio.sleep(1)
+            assert seen.hosts == ["10.1.0.1"]
+
+    run(main)
+
+
 # Found through resolver_service.
 
 
@@ -177,10 +203,12 @@ def test_a_found_server_that_is_given_as_well_is_asked_once():
     run(main)
 
 
-def test_at_most_32_found_servers_are_kept():
+@pytest.mark.parametrize("max_backends", [1, 256])
+def test_at_most_32_found_servers_are_kept_however_many_backends_are(max_backends):
     async def main():
         net = Net(ns1=learning(*(f"10.9.0.{number}" for number in range(1, 101))))
-        async with watching(net, net.resolver(nameservers=["10.0.0.1"], resolver_service=MORE, max_concurrency=1000)):
+        policy = {"resolver_service": MORE, "max_concurrency": 1000, "max_backends": max_backends}
+        async with watching(net, net.resolver(nameservers=["10.0.0.1"], **policy)):
             await asyncio.sleep(30)
             assert len(asked(net)) == 33
 

@@ -59,6 +59,8 @@ class Knowledge:
         """Targets that DNS no longer names, while nothing can be found out about those that it names now."""
         self._known: dict[Question, _Known] = {}
         self._names: dict[tuple[str, str, int], str] = {}
+        self._backends: dict[str, Backend] = {}
+        """What backends() gave last, by name: making one anew costs more than comparing."""
 
     # What to ask.
 
@@ -82,8 +84,7 @@ class Knowledge:
     def is_what_is_known(self, question: Question, reply: Reply) -> bool:
         """Whether the reply says the same as the last good answer."""
         known = self._srv if question.kind == "SRV" else self._known.get(question)
-        said = reply.records if isinstance(reply, Records) else ()
-        return known is not None and known.denied_at is None and set(known.records) == set(said)
+        return known is not None and known.denied_at is None and set(known.records) == set(self._used(question, reply))
 
     # What was answered.
 
@@ -99,7 +100,7 @@ class Knowledge:
         known.tried = now
         before = self._targets
         if certain or isinstance(reply, Records):
-            known.records = reply.records if isinstance(reply, Records) else ()
+            known.records = self._used(question, reply)
             known.since, known.denied_at, known.denied = now, None, not known.records
         elif isinstance(reply, NoRecords):
             if known.denied_at is None:
@@ -112,6 +113,12 @@ class Knowledge:
         if self._former and (self._has_addresses(self._targets) or self._is_denied()):
             self._former = ()
             self._forget_other_targets()
+
+    def _used(self, question: Question, reply: Reply) -> tuple[Srv, ...] | tuple[str, ...]:
+        """Give the records that are used: the sieve does not know whose targets it sifts, and may let more pass."""
+        if not isinstance(reply, Records):
+            return ()
+        return reply.records[: self._most] if question.kind == "SRV" else reply.records
 
     def _has_addresses(self, targets: Iterable[Srv]) -> bool:
         return any(self._addresses(srv.target) for srv in targets)
@@ -171,11 +178,19 @@ class Knowledge:
             if other is None or (srv.priority, srv.target) < (other.priority, other.target):
                 chosen[address, srv.port] = srv
         self._names = self._named(chosen)
-        found = (
-            Backend(self._names[srv.target, address, port], address, port, srv.target, srv.priority, srv.weight)
+        made = [
+            self._made(self._names[srv.target, address, port], address, port, srv)
             for (address, port), srv in chosen.items()
-        )
-        return tuple(sorted(found, key=lambda backend: backend.name))
+        ]
+        self._backends = {backend.name: backend for backend in made}
+        return tuple(sorted(made, key=lambda backend: backend.name))
+
+    def _made(self, name: str, address: str, port: int, srv: Srv) -> Backend:
+        old = self._backends.get(name)
+        is_like = (address, port, srv.target, srv.priority, srv.weight)
+        if old is not None and (old.host, old.port, old.server_name, old.priority, old.weight) == is_like:
+            return old
+        return Backend(name, *is_like)
 
     def _in_order_of_choice(self) -> Iterator[tuple[Srv, str]]:
         for _, group in groupby(self._former or self._targets, lambda srv: srv.priority):

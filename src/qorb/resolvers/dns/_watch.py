@@ -75,7 +75,7 @@ class DnsWatch:
         began = self._loop.time()
         clients: list[Client] = []
         try:
-            clients.extend(self._client(server) for server in self._all_servers())
+            self._begin(clients, began)
             done = Round(clients, self._policy, self._preference, self._journal, self._pass_on_early)
             done.add(self._knowledge, self._knowledge.first_questions())
             if self._of_servers is not None:
@@ -92,6 +92,19 @@ class DnsWatch:
             self._pass_on(backends)
         self._journal.round_is_over(self._knowledge.missing(), self._loop.time())
         return self._next(began, done)
+
+    def _begin(self, clients: list[Client], now: float) -> None:
+        """Make a client for each server. Raises ResolveError when that works for none; the others are asked."""
+        failure: ResolveError | None = None
+        for server in self._all_servers():
+            try:
+                clients.append(self._client(server))
+            except ResolveError as error:
+                failure = error
+        if failure is not None and not clients:
+            raise failure
+        if failure is not None:
+            self._journal.could_not_ask(failure, now)
 
     def _all_servers(self) -> list[Server]:
         given = self._servers()

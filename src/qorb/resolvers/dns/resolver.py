@@ -14,7 +14,7 @@ from qorb.resolvers.dns._knowledge import Knowledge
 from qorb.resolvers.dns._names import check_name
 from qorb.resolvers.dns._servers import SystemServers, read_servers
 from qorb.resolvers.dns._sifting import Sieve
-from qorb.resolvers.dns._watch import DnsWatch
+from qorb.resolvers.dns._watch import MAX_LEARNED, DnsWatch
 from qorb.resolvers.dns.policy import DnsPolicy
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class DnsResolver(Resolver):
         self._system = SystemServers()
         from qorb.resolvers.dns._aiodns import AiodnsClient  # noqa: PLC0415 - optional: only who makes a resolver needs it
 
-        self._client = partial(AiodnsClient, sieve=Sieve(secrets.token_bytes(16), policy.max_backends))
+        sieve = Sieve(secrets.token_bytes(16), max(policy.max_backends, MAX_LEARNED))
+        self._client = partial(AiodnsClient, sieve=sieve)
 
     async def watch(self, publish: Callable[[Iterable[Backend]], None]) -> None:
         """Publish the backends that DNS names, whenever they change, until cancelled.
