@@ -19,7 +19,7 @@ SRC = Path(__file__).parent.parent / "src"
 LAYERS = (
     {"_core"},
     {"errors", "backend", "policy", "stats", "connector", "events"},
-    {"_tasks"},
+    {"_tasks", "_home"},
     {"_resolving"},
     {"resolver"},
     {"_slot"},

@@ -25,6 +25,10 @@ _FOREVER = 1e9
 """A timer further away than this many seconds is never set: event loops differ in what they can represent."""
 
 
+_ANCHOR = 3600.0
+"""Seconds for which a timer that does nothing lies in the event loop; then comes the next."""
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error: what a call of user code ends in when its owner told it to stop
     """A call of user code ended because its owner told it to."""
 
@@ -324,6 +328,14 @@ class TaskOwner:
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: SLF001
         self.tasks[task] = life
         task.add_done_callback(self._ended, context=self._context)
+
+    def anchor(self) -> None:
+        """Be kept alive by the loop, as long as that is open: it knows its tasks only by what they wait for.
+
+        Otherwise whoever is behind them could be collected, in a reference cycle, together with the tasks, which nobody
+        would end then.
+        """
+        self._timers.after(_ANCHOR, self.anchor)
 
     def stop_all(self) -> None:
         """Start nothing more, and tell every task to stop, now and again every second."""

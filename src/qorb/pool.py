@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 from qorb._engine import Engine
 from qorb.claim import ClaimRequest, call_site
 from qorb.connector import Connector
-from qorb.errors import PoolError, PoolForkedError, PoolNotStartedError, PoolTerminatedError, check_name, shown
+from qorb.errors import PoolError, PoolNotStartedError, PoolTerminatedError, check_name, shown
 from qorb.policy import Policy
 from qorb.resolver import Resolver
 from qorb.stats import Ledger, PoolState, PoolStats
@@ -203,7 +203,7 @@ class Pool(Generic[C]):
         engine = self._engine
         if engine is None:
             return PoolStats(self.name, self._state, 0, 0, MappingProxyType({}))
-        self._check_fork(engine)
+        engine.home.check_process()
         return engine.stats()
 
     def ledger(self) -> Ledger:
@@ -211,7 +211,7 @@ class Pool(Generic[C]):
         engine = self._engine
         if engine is None:
             return Ledger((), 0, 0, 0, 0)
-        self._check_fork(engine)
+        engine.home.check_process()
         return engine.ledger()
 
     def _running_desk(self) -> Desk[C]:
@@ -224,12 +224,6 @@ class Pool(Generic[C]):
         raise PoolNotStartedError(
             f"pool {self.name} has not been started; use `async with pool:` or `await pool.start()`"
         )
-
-    def _check_fork(self, engine: Engine[C]) -> None:
-        if engine.forked:
-            raise PoolForkedError(
-                f"pool {self.name} belongs to the parent process; make a pool of your own in the child"
-            )
 
     def __del__(self) -> None:
         """End what was dropped without terminate(), and say so."""
