@@ -18,7 +18,7 @@ SRC = Path(__file__).parent.parent / "src"
 # entered here.
 LAYERS = (
     {"_core"},
-    {"errors", "backend", "policy", "stats", "connector", "events"},
+    {"errors", "backend", "policy", "stats", "connector", "events", "threads"},
     {"_tasks", "_home"},
     {"_resolving"},
     {"resolver"},
@@ -55,7 +55,9 @@ MAY_END_OTHERWISE = {
     ("qorb.testing._fakes", "_take_time"),
     ("qorb.testing._fakes", "_go_on_regardless"),
     # Keeps the cancellation until its thread has ended, then raises it.
-    ("qorb.connectors.tcp", "_look_up"),
+    ("qorb.threads", "to_thread"),
+    # Passes on whatever is raised on its thread to the coroutine that waits for it.
+    ("qorb.threads", "work"),
 }
 
 

@@ -26,6 +26,7 @@ from qorb._tasks import REPEAT, CallFailedError, TaskOwner, TimerOwner, call_now
 from qorb._termination import Termination
 from qorb.errors import PoolTerminatedError, ResolveError, describe
 from qorb.stats import Ledger, PoolState, PoolStats
+from qorb.threads import ThreadOwner
 
 if TYPE_CHECKING:
     import asyncio
@@ -69,7 +70,8 @@ class Engine(Generic[C]):
         self.tracing = self.loop.get_debug() or tracemalloc.is_tracing()
         """Whether claims note where they were made: it costs more than the claim itself."""
         self.backoff_limits = (policy.min_connection_backoff, policy.max_connection_backoff, policy.spread, rng)
-        self.timers = TimerOwner(self.loop)
+        self.threads = ThreadOwner(f"qorb {name}", self._thread_ended)
+        self.timers = TimerOwner(self.loop, self.threads)
         self.tasks = TaskOwner(self.timers)
         self.state = PoolState.RUNNING
         self.backends: dict[str, Backend] = {}
@@ -284,6 +286,10 @@ class Engine(Generic[C]):
     def claim_returned(self) -> None:
         """Note that a claim came back while the pool is terminating."""
         self.termination.claim_returned()
+
+    def _thread_ended(self) -> None:
+        """Note that a thread of user code is over."""
+        self.termination.look()
 
     def acquire_ended(self) -> None:
         """Note that an on_acquire is over."""
@@ -510,7 +516,7 @@ class Engine(Generic[C]):
             timers=len(self.timers.alive),
             connections=len(self.connections),
             waiters=self.desk.line.waiting + len(self._ready),
-            threads=0,
+            threads=len(self.threads.alive),
         )
 
     def _look_for_long_claims(self) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import errno
 import math
 import os
 import socket
 import ssl as tls
-import threading
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 from qorb.connector import Connector, Outcome, overrides
 from qorb.errors import ConnectError, shown
+from qorb.threads import to_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -311,36 +310,15 @@ async def _addresses(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
 
 
 async def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
-    """Ask the system for the addresses of a host name, on a thread of this call's own.
+    """Ask the system for the addresses of a host name, on a thread of this call's own: it blocks.
 
-    Nothing can interrupt the system's look-up. So that no thread outlives the pool, a call that is cancelled raises its
-    CancelledError when the look-up ends.
+    A call that is cancelled raises its CancelledError when the look-up ends.
     """
-    loop = asyncio.get_running_loop()
-    answered = asyncio.Event()
-    answer: concurrent.futures.Future[list[tuple[Any, ...]]] = concurrent.futures.Future()
 
-    def ask() -> None:
-        try:
-            answer.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
-            answer.set_exception(error)
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile; nobody waits
-            loop.call_soon_threadsafe(answered.set)
+    def ask() -> list[tuple[Any, ...]]:
+        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
-    # A daemon, so that an interpreter that exits in the middle of it is not held up.
-    thread = threading.Thread(target=ask, name=f"qorb looks up {host}", daemon=True)
-    thread.start()
-    cancelled: asyncio.CancelledError | None = None
-    while not answered.is_set():
-        try:
-            await answered.wait()
-        except asyncio.CancelledError as error:
-            cancelled = error
-    thread.join()
-    if cancelled is not None:
-        raise cancelled
-    return answer.result()
+    return await to_thread(ask, what=f"looks up {host}")
 
 
 def _close_without_loop(
