@@ -127,10 +127,10 @@ class Watching:
 
     def __init__(self, resolver: Resolver) -> None:
         """Start the resolver in the running loop."""
-        self.name = f"monitor of {type(resolver).__name__}"
-        self.home = Home(f"the {self.name}", "monitor", self._disown)
+        self.name: str = f"monitor of {type(resolver).__name__}"
+        self.home: Home = Home(f"the {self.name}", "monitor", self._disown)
         self.backends: Mapping[str, Backend] = MappingProxyType({})
-        self.ended = False
+        self.ended: bool = False
         """It was told to end, or its task was ended by others."""
         self._timers = TimerOwner(self.home.loop)
         self._tasks = TaskOwner(self._timers)
