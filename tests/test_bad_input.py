@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import random
 import threading
 
 import pytest
@@ -26,6 +28,62 @@ from qorb.testing import FakeConnector, assert_nothing_left, run, settle
 
 TWO = ["10.0.0.1:1", "10.0.0.2:1"]
 ELSEWHERE = ["10.0.0.9:1"]
+
+
+# Arguments that are not what they should be.
+
+
+async def asynchronous(event):
+    """Stand for an observer that nobody would await."""
+
+
+async def generating(event):
+    """Do so, too."""
+    yield event
+
+
+class Calls:
+    """An observer whose call is a coroutine."""
+
+    async def __call__(self, event):
+        """Be awaited by nobody."""
+
+
+@pytest.mark.parametrize("rng", [5, "x", random.Random, 0, ""])
+def test_a_source_of_chance_that_is_none_is_refused(rng):
+    with pytest.raises(TypeError, match=r"^rng must be a Random, not an? (int|str|type)$"):
+        Pool("main", FixedResolver(TWO), FakeConnector(), rng=rng)
+
+
+@pytest.mark.parametrize("observer", [asynchronous, functools.partial(asynchronous), generating, Calls()])
+def test_an_observer_that_nobody_would_await_is_refused(observer):
+    with pytest.raises(TypeError, match=r"^observer must be a plain function, not an async one"):
+        Pool("main", FixedResolver(TWO), FakeConnector(), observer=observer)
+
+
+@pytest.mark.parametrize("observer", [5, "x", [], 0])
+def test_an_observer_that_cannot_be_called_is_refused(observer):
+    with pytest.raises(TypeError, match=r"^observer must be callable, not an? (int|str|list)$"):
+        Pool("main", FixedResolver(TWO), FakeConnector(), observer=observer)
+
+
+@pytest.mark.parametrize("seconds", [True, False])
+def test_truth_values_are_no_durations(seconds):
+    async def main():
+        pool = Pool("main", FixedResolver(TWO), FakeConnector())
+        async with pool:
+            with pytest.raises(ValueError, match=f"^timeout must be a number of seconds, .* not {seconds}$"):
+                pool.claim(timeout=seconds)
+            with pytest.raises(ValueError, match=r"^timeout must be a number of seconds"):
+                await pool.ready(timeout=seconds)
+            with pytest.raises(ValueError, match=r"^grace must be a number of seconds"):
+                await pool.terminate(grace=seconds)
+            with pytest.raises(ValueError, match=r"^timeout must be a number of seconds"):
+                await pool.terminate(timeout=seconds)
+            (await pool.claim()).release()
+        assert_nothing_left(pool)
+
+    run(main)
 
 
 # A connector whose plain functions call the pool.

@@ -5,10 +5,12 @@ What runs behind it is in _engine.py; what a claim does is in claim.py and _desk
 
 from __future__ import annotations
 
+import inspect
 import random
 import threading
 import warnings
 from contextvars import Context
+from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
@@ -73,8 +75,9 @@ class Pool(Generic[C]):
         _check_type("resolver", resolver, Resolver)
         _check_type("connector", connector, Connector)
         _check_type("policy", policy, Policy)
-        if observer is not None and not callable(observer):
-            raise TypeError(f"observer must be callable, not {_kind(observer)}")
+        _check_observer(observer)
+        if rng is not None:
+            _check_type("rng", rng, Random)
         self.name: str = name
         self.policy: Policy = policy
         self._resolver = resolver
@@ -255,6 +258,16 @@ def _check_type(what: str, value: object, wanted: type) -> None:
         raise TypeError(f"{what} must be a {wanted.__name__}, not {_kind(value)}")
 
 
+def _check_observer(observer: object) -> None:
+    if observer is None:
+        return
+    if not callable(observer):
+        raise TypeError(f"observer must be callable, not {_kind(observer)}")
+    for function in (observer, type(observer).__call__):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("observer must be a plain function, not an async one: nobody would await what it returns")
+
+
 def _kind(value: object) -> str:
     """Name what a value is; the value itself may be a connection string, with a password."""
     kind = type(value).__name__
@@ -265,7 +278,8 @@ def _check_duration(what: str, seconds: float | None) -> None:
     if seconds is None:
         return
     try:
-        usable = isinstance(seconds, int | float) and float(seconds) >= 0  # NaN is not
+        # NaN is not; True would be a second, but nobody means that.
+        usable = isinstance(seconds, int | float) and not isinstance(seconds, bool) and float(seconds) >= 0
     except OverflowError:
         usable = False
     if not usable:
