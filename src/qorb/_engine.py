@@ -46,6 +46,12 @@ _LONG_CLAIMS_PAUSE = 0.1
 """Seconds between two looks for long claims at the least, however little Policy.long_claim_warning is."""
 
 
+def terminated_error(name: str, state: PoolState) -> PoolTerminatedError:
+    """Make the error for whoever comes too late."""
+    remedy = "; make a new one" if state is PoolState.TERMINATED else ""
+    return PoolTerminatedError(f"pool {name} is {state.value}{remedy}", pool=name)
+
+
 class Engine(Generic[C]):
     """All that runs behind one Pool."""
 
@@ -152,7 +158,7 @@ class Engine(Generic[C]):
 
     def ended_error(self) -> PoolTerminatedError:
         """Make the error for a claim that comes too late."""
-        return PoolTerminatedError(f"pool {self.name} is {self.state.value}")
+        return terminated_error(self.name, self.state)
 
     # What the resolver says (Subscriber).
 

@@ -77,9 +77,9 @@ class Termination:
             if timer is not None:
                 timer.cancel()
         if not ended and not engine.over:
-            raise TerminationError(
-                f"pool {engine.name} has not ended within {timeout:g} s: {self._left()}", engine.ledger()
-            )
+            text = f"pool {engine.name} has not ended within {timeout:g} s: {self._left()}"
+            remedy = ". Call terminate() again to go on waiting"
+            raise TerminationError(text + remedy, engine.ledger(), pool=engine.name)
 
     def begin(self, grace: float, held: Held) -> None:
         """Let nothing begin any more, and fix when everything is to stop. A second call can only bring that forward."""

@@ -220,12 +220,15 @@ class Claim(Generic[C]):
         """The connection. Raises ClaimReleasedError after release, ClaimRevokedError after terminate() took it."""
         slot = self._slot
         if slot is None:
-            raise ClaimReleasedError("the claim was released; its connection may be somebody else's by now")
+            text = f"the claim on pool {self._pool.name} was released; its connection may be somebody else's by now"
+            raise ClaimReleasedError(text, pool=self._pool.name, backend=self._backend.name)
         if slot.revoked or slot.connection is None:
             desk: Desk[C] = self._pool._desk  # type: ignore[assignment]  # noqa: SLF001 - as below; the claim was made
             if desk.engine.forked:
                 desk.engine.check_place()
-            raise ClaimRevokedError(f"the pool is ending and took back the connection to {self._backend.name}")
+            text = f"pool {self._pool.name} has taken the connection to {self._backend.name} back, because it was ended"
+            remedy = '; give terminate() more `grace`, or held="detach"'
+            raise ClaimRevokedError(text + remedy, pool=self._pool.name, backend=self._backend.name)
         return slot.connection
 
     @property

@@ -14,10 +14,10 @@ from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
-from qorb._engine import Engine
+from qorb._engine import Engine, terminated_error
 from qorb.claim import ClaimRequest, call_site
 from qorb.connector import Connector
-from qorb.errors import PoolError, PoolNotStartedError, PoolTerminatedError, check_name, shown
+from qorb.errors import PoolError, PoolNotStartedError, check_name, shown
 from qorb.policy import Policy
 from qorb.resolver import Resolver
 from qorb.stats import Ledger, PoolState, PoolStats
@@ -105,7 +105,7 @@ class Pool(Generic[C]):
             engine.check_usable()
             return
         if self._state is not PoolState.NEW:
-            raise PoolTerminatedError(f"pool {self.name} is {self._state.value}; make a new one")
+            raise terminated_error(self.name, self._state)
         engine = Engine(self.name, self._resolver, self._connector, self.policy, self._observer, self._rng)
         self._engine, self._desk = engine, engine.desk
         engine.start()
@@ -223,9 +223,9 @@ class Pool(Generic[C]):
         if desk is not None:
             return desk
         if self._state is PoolState.TERMINATED:
-            raise PoolTerminatedError(f"pool {self.name} is {self._state.value}")
+            raise terminated_error(self.name, self._state)
         raise PoolNotStartedError(
-            f"pool {self.name} has not been started; use `async with pool:` or `await pool.start()`"
+            f"pool {self.name} has not been started; use `async with pool:` or `await pool.start()`", pool=self.name
         )
 
     def __del__(self) -> None:
