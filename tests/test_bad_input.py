@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import random
 import threading
 
@@ -24,7 +25,7 @@ from qorb import (
 )
 from qorb.errors import describe, masked
 from qorb.resolvers import FixedResolver, ManualResolver
-from qorb.testing import FakeConnector, assert_nothing_left, run, settle
+from qorb.testing import FakeConnector, assert_nothing_left, at_every_await, run, settle
 
 TWO = ["10.0.0.1:1", "10.0.0.2:1"]
 ELSEWHERE = ["10.0.0.9:1"]
@@ -84,6 +85,70 @@ def test_truth_values_are_no_durations(seconds):
         assert_nothing_left(pool)
 
     run(main)
+
+
+# The tools for tests.
+
+
+@pytest.mark.parametrize("latency", [-1, "x", math.nan, None, True])
+def test_a_fake_connector_refuses_a_latency_that_is_none(latency):
+    with pytest.raises(ValueError, match=f"^latency must be a number of seconds, 0 or more, not {latency!r}$"):
+        FakeConnector(latency=latency)
+
+
+@pytest.mark.parametrize("seconds", [-1, "x", math.nan, None, True])
+@pytest.mark.parametrize("verb", ["slow", "deafen"])
+def test_a_fake_connector_refuses_seconds_that_are_none(verb, seconds):
+    with pytest.raises(ValueError, match=f"^seconds must be a number of seconds, 0 or more, not {seconds!r}$"):
+        getattr(FakeConnector(), verb)(seconds)
+
+
+@pytest.mark.parametrize("backend", [Backend("n", "h", 1), 5, ["n"]])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda connector, backend: connector.refuse(backend),
+        lambda connector, backend: connector.stall("connect", backend),
+        lambda connector, backend: connector.invalidate(backend),
+        lambda connector, backend: connector.slow(1, "connect", backend),
+        lambda connector, backend: connector.fail("connect", OSError, backend),
+        lambda connector, backend: connector.during("connect", print, backend),
+        lambda connector, backend: connector.deafen(1, "connect", backend),
+        lambda connector, backend: connector.return_none(backend),
+        lambda connector, backend: connector.return_same(backend),
+        lambda connector, backend: connector.drop(backend),
+        lambda connector, backend: connector.heal(backend),
+    ],
+)
+def test_a_fake_connector_refuses_a_backend_that_is_no_name(verb, backend):
+    with pytest.raises(TypeError, match=r"^backend must be the name of one, or None for all of them, not "):
+        verb(FakeConnector(), backend)
+
+
+def test_a_fake_connector_refuses_what_it_cannot_call():
+    with pytest.raises(TypeError, match=r"^error must be a function, not OSError\(\)$"):
+        FakeConnector().fail("connect", OSError())
+    with pytest.raises(TypeError, match=r"^action must be a function, not None$"):
+        FakeConnector().during("connect", None)
+
+
+@pytest.mark.parametrize("seed", [None, "x", 1.0, True])
+def test_a_run_refuses_a_seed_that_is_no_number(seed):
+    with pytest.raises(TypeError, match=f"^seed must be a whole number, not {seed!r}$"):
+        run(settle, seed=seed)
+
+
+@pytest.mark.parametrize("pool", [None, 5, Pool])
+def test_only_of_a_pool_nothing_can_be_left(pool):
+    with pytest.raises(TypeError, match=r"^assert_nothing_left\(\) takes a Pool, not "):
+        assert_nothing_left(pool)
+
+
+def test_a_scene_must_be_a_coroutine_function():
+    with pytest.raises(TypeError, match=r"^at_every_await\(\) takes a coroutine function, not 5$"):
+        at_every_await(5)
+    with pytest.raises(TypeError, match=r"^at_every_await\(\) takes the coroutine function itself"):
+        at_every_await(settle())
 
 
 # A connector whose plain functions call the pool.
