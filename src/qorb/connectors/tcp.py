@@ -72,10 +72,9 @@ class TcpConnector(Connector[TcpStream]):
 
     ssl: the context for TLS, or None. The certificate must be good for `backend.server_name`, or for `backend.host`
         when that is None, whatever address is connected to. How strictly is for the context to say:
-        ssl.create_default_context() checks everything. A context whose checks were switched off on purpose
-        (check_hostname False and verify_mode CERT_NONE) is used as it is: then the traffic is encrypted, but anybody
-        may be at the other end. One that checks the certificate but not whom it was made out to brings a
-        RuntimeWarning.
+        ssl.create_default_context() checks everything. A context whose checks were switched off (check_hostname False
+        and verify_mode CERT_NONE) is used as it is, but brings a RuntimeWarning: the traffic is encrypted, but anybody
+        may be at the other end. So does one that checks the certificate but not whom it was made out to.
     keepalive: seconds of silence after which the kernel probes the peer (in whole seconds, rounded up). Then a probe
         every third of that time, at least a second apart; when three stay unanswered, the connection is closed.
         None or math.inf: no probes.
@@ -253,7 +252,14 @@ def _checked_context(context: tls.SSLContext | None) -> tls.SSLContext | None:
         raise TypeError(f"ssl must be an ssl.SSLContext or None, not {type(context).__name__}")
     if context.protocol is tls.PROTOCOL_TLS_SERVER:
         raise ValueError("ssl must be a context for clients; make it with ssl.create_default_context()")
-    if context.verify_mode is not tls.CERT_NONE and not context.check_hostname:
+    if context.verify_mode is tls.CERT_NONE:
+        warnings.warn(
+            "ssl: this context checks no certificate, so anybody may be at the other end; use "
+            "ssl.create_default_context(), with cafile= for an authority of your own; a filter silences this",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    elif not context.check_hostname:
         warnings.warn(
             "ssl: this context accepts the certificate of anybody whom its authorities have signed; set "
             "check_hostname=True and, where the certificate has another name than the address, Backend.server_name",
