@@ -31,13 +31,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Self
+    from typing import Self, TypeGuard
 
     from qorb.stats import Ledger
 
 _MAX_TEXT = 500
 _MAX_VALUE = 100
-_MAX_NAME = 255
+_MAX_NAME = 512
+"""A DNS name has up to 253 characters; a backend's name may hold one, an address and a port."""
 _MAX_BITS = 128
 _MAX_CHAIN = 10
 _MAX_MEMBERS = 3
@@ -237,6 +238,11 @@ def _one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def is_name(name: object) -> TypeGuard[str]:
+    """Say whether check_name() would let it pass."""
+    return isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable() and name == name.strip()
 
 
 def check_name(what: str, name: object) -> None:

@@ -64,7 +64,7 @@ class Pool(Generic[C]):
         """Take what the pool is made of; start nothing.
 
         `observer` is called with every event (qorb.events); `rng` is where all chance comes from. Raises TypeError for
-        an argument that is not what it should be, ValueError for a name that is empty, not printable or longer than 255
+        an argument that is not what it should be, ValueError for a name that is empty, not printable or longer than 512
         characters.
         """
         self._engine: Engine[C] | None = None
