@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
+import gc
 import logging
 import math
+import pickle
 import random
 import threading
 
@@ -19,6 +22,7 @@ from qorb import (
     Policy,
     Pool,
     PoolError,
+    PoolState,
     PoolTerminatedError,
     Resolver,
     WrongLoopError,
@@ -315,6 +319,41 @@ def test_a_check_in_the_midst_of_which_is_closed_ends_the_pool_harms_nothing():
         assert_nothing_left(pool)
 
     run(main)
+
+
+# Copies.
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_what_owns_connections_or_tasks_is_neither_copied_nor_pickled_and_goes_on(copied):
+    async def main():
+        resolver = FixedResolver(TWO)
+        pool = Pool("main", resolver, FakeConnector())
+        monitor = resolver.monitor()
+        for unstarted in (pool, monitor):
+            with pytest.raises(TypeError, match=r"^a (Pool|Monitor) cannot be copied or pickled: "):
+                copied(unstarted)
+        async with pool, monitor:
+            claim = await pool.claim()
+            request = pool.claim()
+            for one in (pool, claim, request, monitor):
+                with pytest.raises(TypeError, match=rf"^a {type(one).__name__} cannot be copied or pickled: its "):
+                    copied(one)
+                gc.collect()
+            async with request:
+                await settle()
+                claim.release()
+            assert pool.state is PoolState.RUNNING
+            assert set(monitor.backends) == set(TWO)
+        assert_nothing_left(pool)
+
+    run(main)
+
+
+def test_what_cannot_be_copied_still_has_no_dictionary():
+    pool = Pool("main", FixedResolver(TWO), FakeConnector())
+    for one in (pool, pool.claim(), FixedResolver(TWO).monitor()):
+        assert not hasattr(one, "__dict__")
 
 
 # The end of a block in another thread.

@@ -1,4 +1,7 @@
-"""Home: the event loop, the thread and the process that something belongs to, and may be used in only."""
+"""Home: the event loop, the thread and the process that something belongs to, and may be used in only.
+
+And Unique: of what lives there, there is one.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from qorb.errors import PoolForkedError, WrongLoopError
 
@@ -24,6 +27,19 @@ def _mark_forked() -> None:
 
 
 os.register_at_fork(after_in_child=_mark_forked)
+
+
+class Unique:
+    """Cannot be copied or pickled: a second one would give back, or end, what belongs to the first."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
+        """Raise TypeError. The copy module and pickle both ask here."""
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled: its connections and tasks have one owner, in one "
+            "process; pass the object itself on, or make another"
+        )
 
 
 class Home:

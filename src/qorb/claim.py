@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
 from qorb._desk import Attempt, check_thread
+from qorb._home import Unique
 from qorb._slot import CLAIMED, UNCLAIMED, Slot
 from qorb.connector import Outcome
 from qorb.errors import ClaimReleasedError, ClaimRevokedError
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 
-class ClaimRequest(Attempt, Generic[C]):
+class ClaimRequest(Attempt, Unique, Generic[C]):
     """A claim that is to be made: nothing happens until it is awaited or entered.
 
     `async with pool.claim() as connection:` gives the connection itself and returns it at the end of the block;
@@ -201,7 +202,7 @@ class ClaimRequest(Attempt, Generic[C]):
         return Claim(self.pool, slot)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - it is there now
 
 
-class Claim(Generic[C]):
+class Claim(Unique, Generic[C]):
     """A claimed connection. Release it, or use it as a context manager: `with await pool.claim() as connection:`.
 
     One that is dropped without release is returned with Outcome.LEAKED and a ResourceWarning.

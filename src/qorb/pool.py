@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
 from qorb._engine import Engine, terminated_error
+from qorb._home import Unique
 from qorb.claim import ClaimRequest, call_site
 from qorb.connector import Connector
 from qorb.errors import PoolError, PoolNotStartedError, check_name, shown
@@ -31,7 +32,7 @@ C = TypeVar("C")
 _DEFAULT_POLICY = Policy()
 
 
-class Pool(Generic[C]):
+class Pool(Unique, Generic[C]):
     """Connections to a service, over all its backends. Belongs to one event loop.
 
     `async with Pool("orders", resolver, connector) as pool:` starts it and terminates it; claims are made with

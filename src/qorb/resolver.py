@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from qorb._core.backoff import Backoff
-from qorb._home import Home
+from qorb._home import Home, Unique
 from qorb._resolving import Watch
 from qorb._tasks import TaskOwner, TimerOwner
 from qorb.errors import PoolNotStartedError, PoolTerminatedError
@@ -43,7 +43,7 @@ class Resolver(ABC):
         return Monitor(self)
 
 
-class Monitor:
+class Monitor(Unique):
     """A resolver that runs on its own. `async with` starts it, without waiting for a set, and terminates it.
 
     It belongs to the event loop in which it was started. One that is dropped without terminate() ends by itself, with a
