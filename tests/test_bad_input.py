@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
+import gc
 import logging
+import math
+import pickle
+import random
 import threading
 
 import pytest
@@ -16,16 +22,137 @@ from qorb import (
     Policy,
     Pool,
     PoolError,
+    PoolState,
     PoolTerminatedError,
     Resolver,
     WrongLoopError,
 )
 from qorb.errors import describe, masked
 from qorb.resolvers import FixedResolver, ManualResolver
-from qorb.testing import FakeConnector, assert_nothing_left, run, settle
+from qorb.testing import FakeConnector, assert_nothing_left, at_every_await, run, settle
 
 TWO = ["10.0.0.1:1", "10.0.0.2:1"]
 ELSEWHERE = ["10.0.0.9:1"]
+
+
+# Arguments that are not what they should be.
+
+
+async def asynchronous(event):
+    """Stand for an observer that nobody would await."""
+
+
+async def generating(event):
+    """Do so, too."""
+    yield event
+
+
+class Calls:
+    """An observer whose call is a coroutine."""
+
+    async def __call__(self, event):
+        """Be awaited by nobody."""
+
+
+@pytest.mark.parametrize("rng", [5, "x", random.Random, 0, ""])
+def test_a_source_of_chance_that_is_none_is_refused(rng):
+    with pytest.raises(TypeError, match=r"^rng must be a Random, not an? (int|str|type)$"):
+        Pool("main", FixedResolver(TWO), FakeConnector(), rng=rng)
+
+
+@pytest.mark.parametrize("observer", [asynchronous, functools.partial(asynchronous), generating, Calls()])
+def test_an_observer_that_nobody_would_await_is_refused(observer):
+    with pytest.raises(TypeError, match=r"^observer must be a plain function, not an async one"):
+        Pool("main", FixedResolver(TWO), FakeConnector(), observer=observer)
+
+
+@pytest.mark.parametrize("observer", [5, "x", [], 0])
+def test_an_observer_that_cannot_be_called_is_refused(observer):
+    with pytest.raises(TypeError, match=r"^observer must be callable, not an? (int|str|list)$"):
+        Pool("main", FixedResolver(TWO), FakeConnector(), observer=observer)
+
+
+@pytest.mark.parametrize("seconds", [True, False])
+def test_truth_values_are_no_durations(seconds):
+    async def main():
+        pool = Pool("main", FixedResolver(TWO), FakeConnector())
+        async with pool:
+            with pytest.raises(ValueError, match=f"^timeout must be a number of seconds, .* not {seconds}$"):
+                pool.claim(timeout=seconds)
+            with pytest.raises(ValueError, match=r"^timeout must be a number of seconds"):
+                await pool.ready(timeout=seconds)
+            with pytest.raises(ValueError, match=r"^grace must be a number of seconds"):
+                await pool.terminate(grace=seconds)
+            with pytest.raises(ValueError, match=r"^timeout must be a number of seconds"):
+                await pool.terminate(timeout=seconds)
+            (await pool.claim()).release()
+        assert_nothing_left(pool)
+
+    run(main)
+
+
+# The tools for tests.
+
+
+@pytest.mark.parametrize("latency", [-1, "x", math.nan, None, True])
+def test_a_fake_connector_refuses_a_latency_that_is_none(latency):
+    with pytest.raises(ValueError, match=f"^latency must be a number of seconds, 0 or more, not {latency!r}$"):
+        FakeConnector(latency=latency)
+
+
+@pytest.mark.parametrize("seconds", [-1, "x", math.nan, None, True])
+@pytest.mark.parametrize("verb", ["slow", "deafen"])
+def test_a_fake_connector_refuses_seconds_that_are_none(verb, seconds):
+    with pytest.raises(ValueError, match=f"^seconds must be a number of seconds, 0 or more, not {seconds!r}$"):
+        getattr(FakeConnector(), verb)(seconds)
+
+
+@pytest.mark.parametrize("backend", [Backend("n", "h", 1), 5, ["n"]])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda connector, backend: connector.refuse(backend),
+        lambda connector, backend: connector.stall("connect", backend),
+        lambda connector, backend: connector.invalidate(backend),
+        lambda connector, backend: connector.slow(1, "connect", backend),
+        lambda connector, backend: connector.fail("connect", OSError, backend),
+        lambda connector, backend: connector.during("connect", print, backend),
+        lambda connector, backend: connector.deafen(1, "connect", backend),
+        lambda connector, backend: connector.return_none(backend),
+        lambda connector, backend: connector.return_same(backend),
+        lambda connector, backend: connector.drop(backend),
+        lambda connector, backend: connector.heal(backend),
+    ],
+)
+def test_a_fake_connector_refuses_a_backend_that_is_no_name(verb, backend):
+    with pytest.raises(TypeError, match=r"^backend must be the name of one, or None for all of them, not "):
+        verb(FakeConnector(), backend)
+
+
+def test_a_fake_connector_refuses_what_it_cannot_call():
+    with pytest.raises(TypeError, match=r"^error must be a function, not OSError\(\)$"):
+        FakeConnector().fail("connect", OSError())
+    with pytest.raises(TypeError, match=r"^action must be a function, not None$"):
+        FakeConnector().during("connect", None)
+
+
+@pytest.mark.parametrize("seed", [None, "x", 1.0, True])
+def test_a_run_refuses_a_seed_that_is_no_number(seed):
+    with pytest.raises(TypeError, match=f"^seed must be a whole number, not {seed!r}$"):
+        run(settle, seed=seed)
+
+
+@pytest.mark.parametrize("pool", [None, 5, Pool])
+def test_only_of_a_pool_nothing_can_be_left(pool):
+    with pytest.raises(TypeError, match=r"^assert_nothing_left\(\) takes a Pool, not "):
+        assert_nothing_left(pool)
+
+
+def test_a_scene_must_be_a_coroutine_function():
+    with pytest.raises(TypeError, match=r"^at_every_await\(\) takes a coroutine function, not 5$"):
+        at_every_await(5)
+    with pytest.raises(TypeError, match=r"^at_every_await\(\) takes the coroutine function itself"):
+        at_every_await(settle())
 
 
 # A connector whose plain functions call the pool.
@@ -194,6 +321,41 @@ def test_a_check_in_the_midst_of_which_is_closed_ends_the_pool_harms_nothing():
     run(main)
 
 
+# Copies.
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_what_owns_connections_or_tasks_is_neither_copied_nor_pickled_and_goes_on(copied):
+    async def main():
+        resolver = FixedResolver(TWO)
+        pool = Pool("main", resolver, FakeConnector())
+        monitor = resolver.monitor()
+        for unstarted in (pool, monitor):
+            with pytest.raises(TypeError, match=r"^a (Pool|Monitor) cannot be copied or pickled: "):
+                copied(unstarted)
+        async with pool, monitor:
+            claim = await pool.claim()
+            request = pool.claim()
+            for one in (pool, claim, request, monitor):
+                with pytest.raises(TypeError, match=rf"^a {type(one).__name__} cannot be copied or pickled: its "):
+                    copied(one)
+                gc.collect()
+            async with request:
+                await settle()
+                claim.release()
+            assert pool.state is PoolState.RUNNING
+            assert set(monitor.backends) == set(TWO)
+        assert_nothing_left(pool)
+
+    run(main)
+
+
+def test_what_cannot_be_copied_still_has_no_dictionary():
+    pool = Pool("main", FixedResolver(TWO), FakeConnector())
+    for one in (pool, pool.claim(), FixedResolver(TWO).monitor()):
+        assert not hasattr(one, "__dict__")
+
+
 # The end of a block in another thread.
 
 
@@ -347,7 +509,7 @@ def test_words_that_only_sound_secret_are_left_alone():
 # Names that would write to terminals, and to the lines of logs.
 
 ESCAPES = ["e\x1b[2J", "a\nFAKE LINE", "a\rb", "a\x9b31m", "a\u202eb", "a\ud800", "a\x00"]
-NO_NAMES = [*ESCAPES, "", " a", "a ", " ", "x" * 256]
+NO_NAMES = [*ESCAPES, "", " a", "a ", " ", "x" * 513]
 
 
 def refusal(make):
@@ -375,7 +537,7 @@ def test_a_server_name_is_a_text_or_none(name):
         Backend("n", "h", 1, name)
 
 
-@pytest.mark.parametrize("name", ["ö", "orders (eu-west)", "x" * 255, "unix:/run/x", "a@b"])
+@pytest.mark.parametrize("name", ["ö", "orders (eu-west)", "x" * 512, "unix:/run/x", "a@b"])
 def test_other_names_are_accepted(name):
     assert Pool(name, FixedResolver([Backend(name, "h", 1)]), FakeConnector()).name == name
 

@@ -8,7 +8,14 @@ import re
 
 import pytest
 
-from qorb import NoBackendsOnlineError, Resolver, TerminationError
+from qorb import (
+    ClaimReleasedError,
+    ClaimRevokedError,
+    NoBackendsOnlineError,
+    PoolError,
+    Resolver,
+    TerminationError,
+)
 from qorb._diagnosis import duration
 from qorb._tasks import where
 from qorb.testing import FakeConnector, run
@@ -235,5 +242,134 @@ def test_what_is_all_in_the_standard_library_is_named_by_its_innermost_line():
         await asyncio.sleep(0.5)
         assert re.fullmatch(r"sleep \(.*tasks\.py:\d+\)", where(sleep))
         await task
+
+    run(main)
+
+
+# What errors say in words, and to programs; and what to do about it.
+
+
+async def raised_by(awaitable):
+    try:
+        await awaitable
+    except PoolError as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_an_empty_set_of_backends_is_said_to_be_empty_and_where_to_look():
+    async def main():
+        async with opened([], ready=False) as watched:
+            await asyncio.sleep(1)
+            error = await raised_by(watched.pool.claim(timeout=1))
+            assert "ManualResolver knows no backend; the last set that it published is empty: look at" in str(error)
+            assert (error.pool, error.last_error) == ("main", None)
+
+    run(main)
+
+
+def test_no_backends_carries_the_resolvers_last_error():
+    class Broken(Resolver):
+        async def watch(self, publish):
+            raise OSError("no servers")
+
+    async def main():
+        async with opened(Broken(), ready=False) as watched:
+            error = await raised_by(watched.pool.claim(timeout=1))
+            assert error.last_error == "Broken: watch() failed: OSError: no servers"
+
+    run(main)
+
+
+def test_none_online_carries_the_last_error_of_each_backend():
+    async def main():
+        connector = FakeConnector()
+        connector.refuse("b0")
+        connector.stall("connect", "b1")
+        async with opened(backends(2), connector, ready=False) as watched:
+            error = await raised_by(watched.pool.claim(timeout=1))
+            assert error.pool == "main"
+            assert error.errors == {"b0": "ConnectionRefusedError: b0 refuses connections", "b1": None}
+
+    run(main)
+
+
+@pytest.mark.parametrize("cap", ["max_slots", "max_slots_per_backend"])
+def test_all_used_carries_who_holds_what_and_says_what_to_do(cap):
+    async def main():
+        async with opened(ONE, spares_wanted=1, **{cap: 2}) as watched:
+            first = await watched.pool.claim()
+            await asyncio.sleep(2)
+            second = asyncio.create_task(hold(watched.pool, 10), name="another")
+            waiting = asyncio.create_task(hold(watched.pool, 0))
+            await asyncio.sleep(1)
+            error = await raised_by(watched.pool.claim(timeout=1))
+            assert f". Hold claims for less time, or raise {cap}. This task itself already holds" in str(error)
+            assert (error.pool, error.limit, error.waiting) == ("main", 2, 1)
+            held = [(one.backend, one.task, round(one.seconds, 1)) for one in error.holders]
+            assert held == [("b0", "main", 4.0), ("b0", "another", 2.0)]
+            assert "test_clear_words.py" in error.holders[0].site
+            first.release()
+            await asyncio.wait([second, waiting])
+
+    run(main)
+
+
+def test_all_used_gives_no_advice_where_other_connections_are_only_not_ready():
+    async def main():
+        connector = FakeConnector()
+        async with opened(ONE, connector, spares_wanted=1, max_slots=2) as watched:
+            connector.stall("connect")
+            async with watched.pool.claim():
+                error = await raised_by(watched.pool.claim(timeout=1))
+            assert "Hold claims for less time" not in str(error)
+            connector.heal()
+
+    run(main)
+
+
+def test_a_full_line_carries_its_numbers():
+    async def main():
+        async with opened(ONE, spares_wanted=1, max_slots=1, max_waiters=1) as watched:
+            async with watched.pool.claim():
+                waiting = asyncio.create_task(hold(watched.pool, 0))
+                await asyncio.sleep(0.1)
+                error = await raised_by(watched.pool.claim())
+            assert (error.pool, error.waiting, error.limit) == ("main", 1, 1)
+            await waiting
+
+    run(main)
+
+
+def test_what_comes_after_the_end_names_the_pool_and_what_to_do():
+    async def main():
+        async with opened(ONE, spares_wanted=2) as watched:
+            claim, released = await watched.claims(2)
+            released.release()
+            ending = asyncio.create_task(watched.pool.terminate(grace=1))
+            await asyncio.sleep(0.5)
+            error = await raised_by(watched.pool.claim())
+            assert str(error) == "pool main is terminating"
+            await ending
+            error = await raised_by(watched.pool.claim())
+            assert (str(error), error.pool) == ("pool main is terminated; make a new one", "main")
+            with pytest.raises(ClaimRevokedError) as caught:
+                _ = claim.connection
+            assert "pool main has taken the connection to b0 back, because it was ended; give" in str(caught.value)
+            assert (caught.value.pool, caught.value.backend) == ("main", "b0")
+            with pytest.raises(ClaimReleasedError, match="the claim on pool main was released") as caught:
+                _ = released.connection
+            assert (caught.value.pool, caught.value.backend) == ("main", "b0")
+
+    run(main)
+
+
+def test_a_termination_that_ran_out_of_time_says_how_to_go_on():
+    async def main():
+        async with opened(ONE) as watched:
+            async with watched.pool.claim():
+                error = await raised_by(watched.pool.terminate(timeout=1))
+            assert str(error).endswith(". Call terminate() again to go on waiting")
+            assert (error.pool, error.ledger.connections) == ("main", 1)
 
     run(main)

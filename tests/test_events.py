@@ -274,3 +274,13 @@ def test_in_whatever_phase_and_way_a_pool_ends_what_had_started_has_ended(phase,
 @pytest.mark.parametrize("seed", range(4))
 def test_of_all_that_happens_on_one_day_what_starts_ends(seed):
     assert without_an_end(everything(seed)) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_numbers_that_come_with_a_change_of_state_agree_with_each_other(seed):
+    changes = [event for event in everything(seed) if isinstance(event, events.SlotStateChange)]
+    assert changes
+    for change in changes:
+        stats = change.stats
+        connected = stats.unclaimed_slots + stats.checking_slots + stats.claimed_slots
+        assert stats.online == (connected > 0), change

@@ -18,8 +18,8 @@ SRC = Path(__file__).parent.parent / "src"
 # entered here.
 LAYERS = (
     {"_core"},
-    {"errors", "backend", "policy", "stats", "connector", "events", "publishing"},
-    {"_tasks"},
+    {"errors", "backend", "policy", "stats", "connector", "events", "threads", "publishing"},
+    {"_tasks", "_home"},
     {"_resolving"},
     {"resolver"},
     {"watching"},
@@ -59,10 +59,12 @@ MAY_END_OTHERWISE = {
     # Misbehave on request: they stand for code that does not listen when it is cancelled.
     ("qorb.testing._fakes", "_take_time"),
     ("qorb.testing._fakes", "_go_on_regardless"),
-    # Keeps the cancellation until its thread has ended, then raises it.
-    ("qorb.connectors.tcp", "_look_up"),
     # Keeps the cancellation until its tasks have ended, then raises it.
     ("qorb.watching", "run"),
+    # Keeps the cancellation until its thread has ended, then raises it.
+    ("qorb.threads", "to_thread"),
+    # Passes on whatever is raised on its thread to the coroutine that waits for it.
+    ("qorb.threads", "work"),
 }
 
 

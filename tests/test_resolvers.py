@@ -7,6 +7,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,7 +16,9 @@ import pytest
 
 from qorb import (
     Backend,
+    Monitor,
     NoBackendsError,
+    PoolForkedError,
     PoolNotStartedError,
     PoolTerminatedError,
     ResolveError,
@@ -655,3 +658,124 @@ def test_a_monitor_ends_from_within_its_own_resolver():
                 await monitor.changed()
 
     run(main)
+
+
+# A monitor belongs to one loop, and to whoever holds it.
+
+
+def test_a_monitor_is_used_in_its_own_loop_and_thread_only():
+    loop = asyncio.new_event_loop()
+    monitor = FixedResolver(["a:1"]).monitor()
+    loop.run_until_complete(monitor.__aenter__())
+
+    async def elsewhere():
+        for call in (monitor.changed, monitor.terminate, monitor.__aenter__):
+            with pytest.raises(WrongLoopError, match="the monitor of FixedResolver belongs to another event loop"):
+                await call()
+
+    asyncio.run(elsewhere())
+    thread = threading.Thread(target=lambda: asyncio.run(elsewhere()))
+    thread.start()
+    thread.join()
+    loop.run_until_complete(monitor.terminate())
+    asyncio.run(monitor.terminate())
+    loop.close()
+
+
+def test_a_monitor_whose_loop_is_closed_can_still_be_terminated():
+    ended = []
+
+    class Noting(Resolver):
+        async def watch(self, publish):
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                ended.append(True)
+
+    async def begin():
+        await monitor.__aenter__()
+        await asyncio.sleep(0)
+
+    async def end():
+        with pytest.raises(WrongLoopError, match="is closed"):
+            await monitor.changed()
+        await monitor.terminate()
+        with pytest.raises(PoolTerminatedError):
+            await monitor.changed()
+
+    loop = asyncio.new_event_loop()
+    monitor = Noting().monitor()
+    loop.run_until_complete(begin())
+    loop.close()
+    asyncio.run(end())
+    assert ended == [True]
+
+
+def drop(held):
+    held.clear()
+    gc.collect()
+
+
+@pytest.mark.parametrize("cycle", [False, True])
+def test_a_monitor_that_is_dropped_ends_with_a_warning(cycle):
+    async def main():
+        class Mine(Monitor):
+            """Can be a part of a reference cycle."""
+
+        monitor = Mine(FixedResolver(["a:1"]))
+        await monitor.__aenter__()
+        await settle()
+        if cycle:
+            monitor.itself = monitor
+        held = [monitor]
+        del monitor
+        with pytest.warns(ResourceWarning, match="unterminated monitor of FixedResolver; use `async with`"):
+            drop(held)
+        await settle()
+        return [task.get_name() for task in asyncio.all_tasks()]
+
+    assert run(main) == ["main"]
+
+
+def test_a_monitor_that_is_dropped_after_its_loop_was_closed_ends_with_one_warning():
+    loop = asyncio.new_event_loop()
+    monitor = FixedResolver(["a:1"]).monitor()
+    loop.run_until_complete(monitor.__aenter__())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    held = [monitor]
+    del monitor
+    with pytest.warns(ResourceWarning, match="unterminated monitor") as caught:
+        drop(held)
+    assert len(caught) == 1
+
+
+def test_a_child_gets_pool_forked_error_from_a_monitor_and_the_parent_goes_on(run_real):
+    def in_the_child(monitor):
+        for call in (
+            lambda: monitor.backends,
+            *map(first_step, (monitor.changed, monitor.terminate, monitor.__aenter__)),
+        ):
+            with pytest.raises(PoolForkedError, match="the monitor of ManualResolver belongs to the parent process"):
+                call()
+
+    def first_step(method):
+        return lambda: method().send(None)
+
+    async def main():
+        resolver = ManualResolver(["a:1"])
+        async with resolver.monitor() as monitor:
+            await monitor.changed()
+            child = os.fork()
+            if not child:
+                status = 1
+                try:
+                    in_the_child(monitor)
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0  # noqa: ASYNC222 - the child does not wait for this loop
+            asyncio.get_running_loop().call_soon(resolver.set, ["b:1"])
+            assert list(await monitor.changed()) == ["b:1"]
+
+    run_real(main)

@@ -29,6 +29,7 @@ from qorb import (
     WrongLoopError,
     errors,
 )
+from qorb.errors import Holder
 from qorb.resolvers import ManualResolver
 from qorb.testing import FakeConnector, run
 from tests.phases import at_once
@@ -103,8 +104,17 @@ ERRORS = sorted(
     (kind for kind in vars(qorb).values() if isinstance(kind, type) and issubclass(kind, Exception)),
     key=lambda kind: kind.__name__,
 )
+POOL = {"pool": "main"}
 FIELDS = {
-    "TerminationError": {"ledger": Ledger(("a task",), 1, 2, 3, 4)},
+    "NoBackendsError": {**POOL, "last_error": "OSError: no"},
+    "NoBackendsOnlineError": {**POOL, "errors": {"b0": "OSError: no", "b1": None}},
+    "AllClaimsUsedError": {**POOL, "holders": (Holder("b0", 1, 2.5, "t", None),), "limit": 1, "waiting": 2},
+    "QueueFullError": {**POOL, "waiting": 3, "limit": 3},
+    "PoolTerminatedError": POOL,
+    "PoolNotStartedError": POOL,
+    "ClaimReleasedError": {**POOL, "backend": "b0"},
+    "ClaimRevokedError": {**POOL, "backend": "b0"},
+    "TerminationError": {**POOL, "ledger": Ledger(("a task",), 1, 2, 3, 4)},
     "ResolveError": {"service": "_db._tcp.example.com"},
     "ConnectError": {"backend": "b0"},
     "PolicyError": {"field": "max_slots"},
@@ -359,7 +369,8 @@ def test_of_what_has_not_ended_twenty_are_named_and_the_rest_is_counted(operatio
     for text in (error, warning):
         assert text.count("; ") == (min(count, 20) - 1 if more is None else 20)
         assert text.count(" s in " if operation == "connect" else ": on_acquire for ") == min(count, 20)
-        assert text.endswith(f"; and {more} more") is (more is not None)
+        left = text.removesuffix(". Call terminate() again to go on waiting")
+        assert left.endswith(f"; and {more} more") is (more is not None)
 
 
 # What the loop's exception handler is told.

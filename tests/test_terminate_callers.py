@@ -613,9 +613,9 @@ def test_when_the_body_raises_and_the_pool_cannot_be_terminated_the_body_s_excep
     async def main() -> None:
         pool = Pool("main", FixedResolver(["10.0.0.1:1"]), FakeConnector())
         with pytest.raises(BodyError) as caught:
-            await fail_in(pool, BodyError(), lambda: setattr(pool._engine, "forked", True))
+            await fail_in(pool, BodyError(), lambda: setattr(pool._engine.home, "forked", True))
         assert "pool main could not be terminated" in "".join(caught.value.__notes__)
-        pool._engine.forked = False
+        pool._engine.home.forked = False
         await pool.terminate()
 
     run(main)

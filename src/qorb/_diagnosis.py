@@ -11,6 +11,7 @@ from qorb._tasks import where
 from qorb.errors import (
     AllClaimsUsedError,
     ClaimTimeoutError,
+    Holder,
     NoBackendsError,
     NoBackendsOnlineError,
 )
@@ -40,9 +41,11 @@ class Diagnosis:
         reason: str,
         cause: BaseException | None = None,
         held: dict[asyncio.Task[Any], list[Slot[Any]]] | None = None,
+        **facts: Any,  # noqa: ANN401 - what the class of the error wants
     ) -> None:
-        """Take the class of the error, its text, what it is chained to, and who holds what."""
+        """Take the class of the error, its text, what it is chained to, who holds what, and the error's attributes."""
         self._kind = kind
+        self._facts = facts
         self._reason = reason
         self._cause = cause
         self._held = held or {}
@@ -58,7 +61,7 @@ class Diagnosis:
             text += f". This task itself already holds {count} of this pool: it may be waiting for itself"
         if attempt.failure is not None:
             text += ". on_acquire refused every connection that it was given"
-        error = self._kind(text)
+        error = self._kind(text, **self._facts)
         error.__cause__ = attempt.failure if attempt.failure is not None else self._cause
         return error
 
@@ -77,8 +80,11 @@ def _no_backends(engine: Engine[Any]) -> Diagnosis:
     if engine.resolver_error_text is not None:
         text += f"; its last error: {engine.resolver_error_text}"
     elif not engine.published:
-        text += " yet"
-    return Diagnosis(NoBackendsError, text, engine.resolver_error)
+        text += " yet; it may need more time than the claim had"
+    else:
+        text += "; the last set that it published is empty: look at what it reads"
+    last_error = engine.resolver_error_text
+    return Diagnosis(NoBackendsError, text, engine.resolver_error, pool=engine.name, last_error=last_error)
 
 
 def _none_online(engine: Engine[Any]) -> Diagnosis:
@@ -90,7 +96,8 @@ def _none_online(engine: Engine[Any]) -> Diagnosis:
     newest = max(sets, key=lambda slots: slots.last_error_time)
     count = "the only backend has" if len(sets) == 1 else f"none of {len(sets)} backends has"
     text = f"pool {engine.name}: {count} {'no' if len(sets) == 1 else 'a'} live connection ({'; '.join(listed)})"
-    return Diagnosis(NoBackendsOnlineError, text, newest.last_error, _held(engine))
+    errors = {slots.backend.name: slots.last_error_text for slots in sets}
+    return Diagnosis(NoBackendsOnlineError, text, newest.last_error, _held(engine), pool=engine.name, errors=errors)
 
 
 def _all_used(engine: Engine[Any]) -> Diagnosis:
@@ -108,7 +115,18 @@ def _all_used(engine: Engine[Any]) -> Diagnosis:
         names = [_task_name(attempt) for _, attempt in zip(range(_WAITERS_LISTED), engine.desk.line, strict=False)]
         more = ", ..." if waiting > len(names) else ""
         text += f"; others still waiting: {waiting} ({', '.join(names)}{more})"
-    return Diagnosis(AllClaimsUsedError, text, None, _held(engine))
+    if len(claimed) >= limit:
+        cap = "max_slots" if limit == engine.policy.max_slots else "max_slots_per_backend"
+        text += f". Hold claims for less time, or raise {cap}"
+    holders = tuple(_holder_of(slot, now) for slot in claimed)
+    facts = {"pool": engine.name, "holders": holders, "limit": limit, "waiting": waiting}
+    return Diagnosis(AllClaimsUsedError, text, None, _held(engine), **facts)
+
+
+def _holder_of(slot: Slot[Any], now: float) -> Holder:
+    task = _task_of(slot)
+    name = task.get_name() if task is not None else None
+    return Holder(slot.owner.backend.name, slot.id, now - slot.since, name, slot.site)
 
 
 def _plight(slots: SlotSet[Any], now: float) -> str:

@@ -7,13 +7,9 @@ is alive.
 
 from __future__ import annotations
 
-import asyncio
 import math
-import os
-import threading
 import tracemalloc
 import warnings
-import weakref
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -22,15 +18,18 @@ from qorb._core.backoff import Backoff
 from qorb._core.planner import Limits, Plan, grow, rebalance
 from qorb._desk import WHATEVER, Attempt, Desk
 from qorb._diagnosis import describe_holder, diagnose
+from qorb._home import Home
 from qorb._resolving import Watch
 from qorb._slot import CLAIMED
 from qorb._slot_set import OFFLINE_BACKOFF_CAP, SlotSet
 from qorb._tasks import REPEAT, CallFailedError, TaskOwner, TimerOwner, call_now, logger
 from qorb._termination import Termination
-from qorb.errors import PoolForkedError, PoolTerminatedError, ResolveError, WrongLoopError, describe
+from qorb.errors import PoolTerminatedError, ResolveError, describe
 from qorb.stats import Ledger, PoolState, PoolStats
+from qorb.threads import ThreadOwner
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
     from random import Random
 
@@ -44,22 +43,14 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
-_engines: weakref.WeakSet[Engine[Any]] = weakref.WeakSet()
-
-_ANCHOR = 3600.0
-"""Seconds for which a timer that does nothing lies in the event loop; then comes the next."""
-
 _LONG_CLAIMS_PAUSE = 0.1
 """Seconds between two looks for long claims at the least, however little Policy.long_claim_warning is."""
 
 
-def _mark_forked() -> None:
-    """In a child process: nothing of the parent's pools may be touched, their sockets and selectors are shared."""
-    for engine in tuple(_engines):
-        engine.disown()
-
-
-os.register_at_fork(after_in_child=_mark_forked)
+def terminated_error(name: str, state: PoolState) -> PoolTerminatedError:
+    """Make the error for whoever comes too late."""
+    remedy = "; make a new one" if state is PoolState.TERMINATED else ""
+    return PoolTerminatedError(f"pool {name} is {state.value}{remedy}", pool=name)
 
 
 class Engine(Generic[C]):
@@ -81,14 +72,15 @@ class Engine(Generic[C]):
         self.policy = policy
         self.observer = observer
         self.rng = rng
-        self.loop = asyncio.get_running_loop()
+        self.home = Home(f"pool {name}", "pool", self.disown)
+        self.loop = self.home.loop
         self.tracing = self.loop.get_debug() or tracemalloc.is_tracing()
         """Whether claims note where they were made: it costs more than the claim itself."""
         self.backoff_limits = (policy.min_connection_backoff, policy.max_connection_backoff, policy.spread, rng)
-        self.timers = TimerOwner(self.loop)
+        self.threads = ThreadOwner(f"qorb {name}", self._thread_ended)
+        self.timers = TimerOwner(self.loop, self.threads)
         self.tasks = TaskOwner(self.timers)
         self.state = PoolState.RUNNING
-        self.forked = False
         self.backends: dict[str, Backend] = {}
         """What the resolver published last."""
         self.published = False
@@ -120,11 +112,14 @@ class Engine(Generic[C]):
         """The observer is being told of something, which is still under way."""
         self._observer_reported = False
         self._warned_of_outsider = False
-        _engines.add(self)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child process, where the pool is not to be touched."""
+        return self.home.forked
 
     def disown(self) -> None:
         """Be in a child process: tasks, sockets and sessions are the parent's, and nothing here touches them again."""
-        self.forked = True
         self.observer = None
         self.tasks.closed = True
         self.timers.cancel_all()
@@ -136,17 +131,10 @@ class Engine(Generic[C]):
 
     def start(self) -> None:
         """Start the resolver and the timers."""
-        self._anchor()
+        self.tasks.anchor()
         self._start_watch()
         self._rebalance_timer = self.timers.after(self.policy.rebalance_interval, self._rebalance)
         self._long_claims_timer = self.timers.after(self.policy.long_claim_warning, self._look_for_long_claims)
-
-    def _anchor(self) -> None:
-        """Be kept alive by the loop, as long as that is open: its tasks are known to it only by what they wait for.
-
-        Otherwise a Pool in a reference cycle could be collected together with its tasks, which nobody would end then.
-        """
-        self.timers.after(_ANCHOR, self._anchor)
 
     def _start_watch(self) -> None:
         backoff = Backoff(*self.backoff_limits)
@@ -163,24 +151,15 @@ class Engine(Generic[C]):
 
     def check_place(self) -> asyncio.Task[Any] | None:
         """Raise when called from a child process, another thread or another loop; give the calling task."""
-        if self.forked:
-            raise PoolForkedError(
-                f"pool {self.name} belongs to the parent process; make a pool of your own in the child"
-            )
-        task = asyncio.current_task(self.loop) if not self.loop.is_closed() else None
-        if threading.get_ident() != self.desk.thread or task is None:
-            if self.state is PoolState.TERMINATED:
-                raise self.ended_error()
-            if self.loop.is_closed():
-                raise WrongLoopError(f"the event loop of pool {self.name} is closed; terminate() the pool before")
-            raise WrongLoopError(
-                f"pool {self.name} belongs to another event loop or thread; make one pool for each event loop"
-            )
+        self.home.check_process()
+        task = self.home.task()
+        if task is None:
+            raise self.ended_error() if self.state is PoolState.TERMINATED else self.home.wrong()
         return task
 
     def ended_error(self) -> PoolTerminatedError:
         """Make the error for a claim that comes too late."""
-        return PoolTerminatedError(f"pool {self.name} is {self.state.value}")
+        return terminated_error(self.name, self.state)
 
     # What the resolver says (Subscriber).
 
@@ -320,6 +299,10 @@ class Engine(Generic[C]):
     def claim_returned(self) -> None:
         """Note that a claim came back while the pool is terminating."""
         self.termination.claim_returned()
+
+    def _thread_ended(self) -> None:
+        """Note that a thread of user code is over."""
+        self.termination.look()
 
     def acquire_ended(self) -> None:
         """Note that an on_acquire is over."""
@@ -546,7 +529,7 @@ class Engine(Generic[C]):
             timers=len(self.timers.alive),
             connections=len(self.connections),
             waiters=self.desk.line.waiting + len(self._ready),
-            threads=0,
+            threads=len(self.threads.alive),
         )
 
     def _look_for_long_claims(self) -> None:

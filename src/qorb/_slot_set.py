@@ -209,14 +209,12 @@ class SlotSet(Ranked, Generic[C]):
         """Keep the tally, the ranking and the observer up to date with one change of state."""
         self._count_out(slot, old)
         self._count_in(slot, new)
-        engine = self.engine
-        if engine.observer is not None:
-            engine.emit(
-                events.SlotStateChange(engine.name, self.backend.name, slot.id, old.value, new.value, self.stats())
-            )
         online = bool(self.idle) or self.checking > 0 or self.claimed > 0
-        if online is not self.online:
+        turned = online is not self.online
+        if turned:
             self._turn(online)
+        if self.engine.observer is not None:
+            self._observe_move(slot, old, new, turned)
         if new is CONNECTING or new is TERMINATED:
             self.pump()
         if slot is self._checking_slot and new is not CHECKING:
@@ -259,13 +257,17 @@ class SlotSet(Ranked, Generic[C]):
 
     def _turn(self, online: bool) -> None:  # noqa: FBT001 - the new value of a fact
         self.online = online
-        engine = self.engine
-        kind = events.SlotSetOnline if online else events.SlotSetOffline
-        if engine.observer is not None:
-            engine.emit(kind(engine.name, self.backend.name, bool(self.idle)))
         if online:
-            engine.desk.ranking.back_online(self)
-        engine.turned(self)
+            self.engine.desk.ranking.back_online(self)
+        self.engine.turned(self)
+
+    def _observe_move(self, slot: Slot[C], old: SlotState, new: SlotState, turned: bool) -> None:  # noqa: FBT001 - a fact
+        """Tell the observer of a move, all of which is in the books by now, and whether the set went on- or offline."""
+        engine, name = self.engine, self.backend.name
+        engine.emit(events.SlotStateChange(engine.name, name, slot.id, old.value, new.value, self.stats()))
+        if turned:
+            kind = events.SlotSetOnline if self.online else events.SlotSetOffline
+            engine.emit(kind(engine.name, name, bool(self.idle)))
 
     # Connecting: whose turn it is, and how long to wait after failures.
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from contextvars import Context, ContextVar
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from qorb.errors import ConnectError, describe, reportable
+from qorb.threads import employer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
     from types import CodeType
+
+    from qorb.threads import ThreadOwner
 
 
 T = TypeVar("T")
@@ -23,6 +26,10 @@ REPEAT = 1.0
 """Seconds after which something that does not listen is told to stop again."""
 _FOREVER = 1e9
 """A timer further away than this many seconds is never set: event loops differ in what they can represent."""
+
+
+_ANCHOR = 3600.0
+"""Seconds for which a timer that does nothing lies in the event loop; then comes the next."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: what a call of user code ends in when its owner told it to stop
@@ -75,9 +82,10 @@ class Timer:
 class TimerOwner:
     """Sets timers and knows which are alive. They run in an empty context, never in that of the caller."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Belong to one loop."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: ThreadOwner | None = None) -> None:
+        """Belong to one loop; `threads` owns what calls of user code start."""
         self.loop = loop
+        self.threads = threads
         self.alive: dict[Timer, None] = {}
         self._context = Context()
 
@@ -107,10 +115,6 @@ class TimerOwner:
         """Cancel every timer that is alive."""
         for timer in tuple(self.alive):
             timer.cancel()
-
-
-_running: ContextVar[Call[Any] | None] = ContextVar("qorb call", default=None)
-"""The innermost call under way; of the task only if it says so."""
 
 
 class Call(Generic[T]):
@@ -174,11 +178,11 @@ class Call(Generic[T]):
         loop = self._timers.loop
         task = asyncio.current_task(loop)
         cancelled_before = task.cancelling() if task is not None else 0
-        outer = _running.get()
-        if outer is not None and outer._is_in(task):  # noqa: SLF001 - of this class
+        outer = employer.get()
+        if isinstance(outer, Call) and outer._is_in(task):  # noqa: SLF001 - of this class
             self._outer = outer
         self._task = task
-        _running.set(self)
+        employer.set(self)
         limit = self._timers.after(seconds, self._expire)
         try:
             return await self
@@ -201,8 +205,13 @@ class Call(Generic[T]):
             if self._repeat is not None:
                 self._repeat.cancel()
                 self._repeat = None
-            _running.set(outer)  # and not reset(): the garbage collector may end this in another context
+            employer.set(outer)  # and not reset(): the garbage collector may end this in another context
             self._task = self._outer = None
+
+    @property
+    def threads(self) -> ThreadOwner | None:
+        """Who owns the threads that are started in its midst."""
+        return self._timers.threads
 
     def interrupt(self) -> None:
         """Tell the call to end: what it waits for is cancelled now, and again every second until it has ended.
@@ -324,6 +333,14 @@ class TaskOwner:
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: SLF001
         self.tasks[task] = life
         task.add_done_callback(self._ended, context=self._context)
+
+    def anchor(self) -> None:
+        """Be kept alive by the loop, as long as that is open: it knows its tasks only by what they wait for.
+
+        Otherwise whoever is behind them could be collected, in a reference cycle, together with the tasks, which nobody
+        would end then.
+        """
+        self._timers.after(_ANCHOR, self.anchor)
 
     def stop_all(self) -> None:
         """Start nothing more, and tell every task to stop, now and again every second."""

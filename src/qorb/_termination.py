@@ -77,9 +77,9 @@ class Termination:
             if timer is not None:
                 timer.cancel()
         if not ended and not engine.over:
-            raise TerminationError(
-                f"pool {engine.name} has not ended within {timeout:g} s: {self._left()}", engine.ledger()
-            )
+            text = f"pool {engine.name} has not ended within {timeout:g} s: {self._left()}"
+            remedy = ". Call terminate() again to go on waiting"
+            raise TerminationError(text + remedy, engine.ledger(), pool=engine.name)
 
     def begin(self, grace: float, held: Held) -> None:
         """Let nothing begin any more, and fix when everything is to stop. A second call can only bring that forward."""
@@ -179,7 +179,9 @@ class Termination:
     def look(self) -> None:
         """End when nothing is left that runs."""
         engine = self._engine
-        if engine.state is not PoolState.TERMINATING or not self._heard or engine.tasks.tasks or engine.desk.acquiring:
+        if engine.state is not PoolState.TERMINATING or not self._heard:
+            return
+        if engine.tasks.tasks or engine.desk.acquiring or engine.threads.alive:
             return
         engine.state = PoolState.TERMINATED  # before the observer hears of it, who may call abort()
         if engine.observer is not None:
@@ -206,6 +208,8 @@ class Termination:
         acquiring = set(self._engine.desk.acquiring.values())
         others = [life for life in self._engine.tasks.tasks.values() if life not in acquiring]
         count = len(acquiring) + len(others)
+        if not count:
+            return "; ".join(f"thread {name!r}" for name in self._engine.threads.alive[:_MOST_NAMED])
         left = list(itertools.islice(self._describe(others), _MOST_NAMED))
         if count > len(left):
             left.append(f"and {count - len(left)} more")

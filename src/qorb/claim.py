@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
 from qorb._desk import Attempt, check_thread
+from qorb._home import Unique
 from qorb._slot import CLAIMED, UNCLAIMED, Slot
 from qorb.connector import Outcome
 from qorb.errors import ClaimReleasedError, ClaimRevokedError
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 
-class ClaimRequest(Attempt, Generic[C]):
+class ClaimRequest(Attempt, Unique, Generic[C]):
     """A claim that is to be made: nothing happens until it is awaited or entered.
 
     `async with pool.claim() as connection:` gives the connection itself and returns it at the end of the block;
@@ -201,7 +202,7 @@ class ClaimRequest(Attempt, Generic[C]):
         return Claim(self.pool, slot)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - it is there now
 
 
-class Claim(Generic[C]):
+class Claim(Unique, Generic[C]):
     """A claimed connection. Release it, or use it as a context manager: `with await pool.claim() as connection:`.
 
     One that is dropped without release is returned with Outcome.LEAKED and a ResourceWarning.
@@ -220,12 +221,15 @@ class Claim(Generic[C]):
         """The connection. Raises ClaimReleasedError after release, ClaimRevokedError after terminate() took it."""
         slot = self._slot
         if slot is None:
-            raise ClaimReleasedError("the claim was released; its connection may be somebody else's by now")
+            text = f"the claim on pool {self._pool.name} was released; its connection may be somebody else's by now"
+            raise ClaimReleasedError(text, pool=self._pool.name, backend=self._backend.name)
         if slot.revoked or slot.connection is None:
             desk: Desk[C] = self._pool._desk  # type: ignore[assignment]  # noqa: SLF001 - as below; the claim was made
             if desk.engine.forked:
                 desk.engine.check_place()
-            raise ClaimRevokedError(f"the pool is ending and took back the connection to {self._backend.name}")
+            text = f"pool {self._pool.name} has taken the connection to {self._backend.name} back, because it was ended"
+            remedy = '; give terminate() more `grace`, or held="detach"'
+            raise ClaimRevokedError(text + remedy, pool=self._pool.name, backend=self._backend.name)
         return slot.connection
 
     @property

@@ -18,30 +18,42 @@
     └── ConnectError                      a cause: why a backend could not be connected to
     PolicyError                           a ValueError that names the field
 
-No error carries a secret: texts of foreign exceptions pass through `masked`.
+What the text says stands in attributes, too, for programs to read. No error carries a secret: texts of foreign
+exceptions pass through `masked`.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from typing import Self
+    from collections.abc import Mapping
+    from typing import Self, TypeGuard
 
     from qorb.stats import Ledger
 
 _MAX_TEXT = 500
 _MAX_VALUE = 100
-_MAX_NAME = 255
+_MAX_NAME = 512
+"""A DNS name has up to 253 characters; a backend's name may hold one, an address and a port."""
 _MAX_BITS = 128
 _MAX_CHAIN = 10
 _MAX_MEMBERS = 3
 
 
 class PoolError(Exception):
-    """Base of everything that qorb raises, PolicyError excepted."""
+    """Base of everything that qorb raises, PolicyError excepted. `pool` is the pool's name, if the error is of one."""
+
+    pool: str | None = None
+
+    def __init__(self, *args: object, pool: str | None = None) -> None:
+        """Keep the pool's name beside the text."""
+        super().__init__(*args)
+        if pool is not None:
+            self.pool = pool
 
 
 class ClaimError(PoolError):
@@ -53,19 +65,70 @@ class ClaimTimeoutError(ClaimError, TimeoutError):
 
 
 class NoBackendsError(ClaimTimeoutError):
-    """The resolver knows no backend."""
+    """The resolver knows no backend. `last_error` is the text of its last error, if that was the latest news of it."""
+
+    def __init__(self, *args: object, pool: str | None = None, last_error: str | None = None) -> None:
+        """Keep the facts beside the text."""
+        super().__init__(*args, pool=pool)
+        self.last_error = last_error
 
 
 class NoBackendsOnlineError(ClaimTimeoutError):
-    """Backends are known, but none has a live connection; the text says why for each."""
+    """Backends are known, but none has a live connection; the text says why for each.
+
+    `errors` has the text of the last error of each, by name; None for those that have had none.
+    """
+
+    def __init__(self, *args: object, pool: str | None = None, errors: Mapping[str, str | None] | None = None) -> None:
+        """Keep the facts beside the text."""
+        super().__init__(*args, pool=pool)
+        self.errors: Mapping[str, str | None] = errors if errors is not None else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """One claim that was out when an AllClaimsUsedError was raised."""
+
+    backend: str
+    slot_id: int
+    seconds: float
+    """For how long."""
+    task: str | None
+    """The name of the task that has it; None when that has ended, or is about to get it."""
+    site: str | None
+    """Where it was claimed, if that is known: in debug mode, or when tracemalloc was on as the pool was started."""
 
 
 class AllClaimsUsedError(ClaimTimeoutError):
-    """Backends are online, but every connection is in use; the text says who holds them."""
+    """Backends are online, but every connection is in use; the text says who holds them.
+
+    `holders` are all the claims that are out, the longest held first, `limit` is how many there can be at the most, and
+    `waiting` counts the claims that still wait, this one not among them.
+    """
+
+    def __init__(
+        self,
+        *args: object,
+        pool: str | None = None,
+        holders: tuple[Holder, ...] = (),
+        limit: int = 0,
+        waiting: int = 0,
+    ) -> None:
+        """Keep the facts beside the text."""
+        super().__init__(*args, pool=pool)
+        self.holders = holders
+        self.limit = limit
+        self.waiting = waiting
 
 
 class QueueFullError(ClaimError):
-    """As many claims as Policy.max_waiters allows are waiting already."""
+    """As many claims as Policy.max_waiters allows are waiting already: `waiting` of at most `limit`."""
+
+    def __init__(self, *args: object, pool: str | None = None, waiting: int = 0, limit: int = 0) -> None:
+        """Keep the facts beside the text."""
+        super().__init__(*args, pool=pool)
+        self.waiting = waiting
+        self.limit = limit
 
 
 class PoolTerminatedError(PoolError):
@@ -79,9 +142,9 @@ class PoolNotStartedError(PoolError):
 class TerminationError(PoolError):
     """terminate(timeout=...) ran out. `ledger` is what is left; another terminate() goes on waiting for it."""
 
-    def __init__(self, message: str, ledger: Ledger) -> None:
+    def __init__(self, message: str, ledger: Ledger, *, pool: str | None = None) -> None:
         """Keep what is left beside the text."""
-        super().__init__(message)
+        super().__init__(message, pool=pool)
         self.ledger = ledger
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, Ledger], dict[str, object]]:
@@ -90,11 +153,21 @@ class TerminationError(PoolError):
 
 
 class ClaimReleasedError(PoolError):
-    """The claim was released; its connection is no longer yours."""
+    """The claim was released; its connection is no longer yours. `backend` is the name of what it went to."""
+
+    def __init__(self, *args: object, pool: str | None = None, backend: str | None = None) -> None:
+        """Keep the facts beside the text."""
+        super().__init__(*args, pool=pool)
+        self.backend = backend
 
 
 class ClaimRevokedError(PoolError):
-    """The pool's termination took the connection back."""
+    """The pool's termination took the connection back. `backend` is the name of what it went to."""
+
+    def __init__(self, *args: object, pool: str | None = None, backend: str | None = None) -> None:
+        """Keep the facts beside the text."""
+        super().__init__(*args, pool=pool)
+        self.backend = backend
 
 
 class WrongLoopError(PoolError):
@@ -165,6 +238,11 @@ def _one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def is_name(name: object) -> TypeGuard[str]:
+    """Say whether check_name() would let it pass."""
+    return isinstance(name, str) and 0 < len(name) <= _MAX_NAME and name.isprintable() and name == name.strip()
 
 
 def check_name(what: str, name: object) -> None:

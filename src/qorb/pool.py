@@ -5,17 +5,20 @@ What runs behind it is in _engine.py; what a claim does is in claim.py and _desk
 
 from __future__ import annotations
 
+import inspect
 import random
 import threading
 import warnings
 from contextvars import Context
+from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
-from qorb._engine import Engine
+from qorb._engine import Engine, terminated_error
+from qorb._home import Unique
 from qorb.claim import ClaimRequest, call_site
 from qorb.connector import Connector
-from qorb.errors import PoolError, PoolForkedError, PoolNotStartedError, PoolTerminatedError, check_name, shown
+from qorb.errors import PoolError, PoolNotStartedError, check_name, shown
 from qorb.policy import Policy
 from qorb.resolver import Resolver
 from qorb.stats import Ledger, PoolState, PoolStats
@@ -29,7 +32,7 @@ C = TypeVar("C")
 _DEFAULT_POLICY = Policy()
 
 
-class Pool(Generic[C]):
+class Pool(Unique, Generic[C]):
     """Connections to a service, over all its backends. Belongs to one event loop.
 
     `async with Pool("orders", resolver, connector) as pool:` starts it and terminates it; claims are made with
@@ -62,7 +65,7 @@ class Pool(Generic[C]):
         """Take what the pool is made of; start nothing.
 
         `observer` is called with every event (qorb.events); `rng` is where all chance comes from. Raises TypeError for
-        an argument that is not what it should be, ValueError for a name that is empty, not printable or longer than 255
+        an argument that is not what it should be, ValueError for a name that is empty, not printable or longer than 512
         characters.
         """
         self._engine: Engine[C] | None = None
@@ -73,8 +76,9 @@ class Pool(Generic[C]):
         _check_type("resolver", resolver, Resolver)
         _check_type("connector", connector, Connector)
         _check_type("policy", policy, Policy)
-        if observer is not None and not callable(observer):
-            raise TypeError(f"observer must be callable, not {_kind(observer)}")
+        _check_observer(observer)
+        if rng is not None:
+            _check_type("rng", rng, Random)
         self.name: str = name
         self.policy: Policy = policy
         self._resolver = resolver
@@ -102,7 +106,7 @@ class Pool(Generic[C]):
             engine.check_usable()
             return
         if self._state is not PoolState.NEW:
-            raise PoolTerminatedError(f"pool {self.name} is {self._state.value}; make a new one")
+            raise terminated_error(self.name, self._state)
         engine = Engine(self.name, self._resolver, self._connector, self.policy, self._observer, self._rng)
         self._engine, self._desk = engine, engine.desk
         engine.start()
@@ -203,7 +207,7 @@ class Pool(Generic[C]):
         engine = self._engine
         if engine is None:
             return PoolStats(self.name, self._state, 0, 0, MappingProxyType({}))
-        self._check_fork(engine)
+        engine.home.check_process()
         return engine.stats()
 
     def ledger(self) -> Ledger:
@@ -211,7 +215,7 @@ class Pool(Generic[C]):
         engine = self._engine
         if engine is None:
             return Ledger((), 0, 0, 0, 0)
-        self._check_fork(engine)
+        engine.home.check_process()
         return engine.ledger()
 
     def _running_desk(self) -> Desk[C]:
@@ -220,16 +224,10 @@ class Pool(Generic[C]):
         if desk is not None:
             return desk
         if self._state is PoolState.TERMINATED:
-            raise PoolTerminatedError(f"pool {self.name} is {self._state.value}")
+            raise terminated_error(self.name, self._state)
         raise PoolNotStartedError(
-            f"pool {self.name} has not been started; use `async with pool:` or `await pool.start()`"
+            f"pool {self.name} has not been started; use `async with pool:` or `await pool.start()`", pool=self.name
         )
-
-    def _check_fork(self, engine: Engine[C]) -> None:
-        if engine.forked:
-            raise PoolForkedError(
-                f"pool {self.name} belongs to the parent process; make a pool of your own in the child"
-            )
 
     def __del__(self) -> None:
         """End what was dropped without terminate(), and say so."""
@@ -261,6 +259,16 @@ def _check_type(what: str, value: object, wanted: type) -> None:
         raise TypeError(f"{what} must be a {wanted.__name__}, not {_kind(value)}")
 
 
+def _check_observer(observer: object) -> None:
+    if observer is None:
+        return
+    if not callable(observer):
+        raise TypeError(f"observer must be callable, not {_kind(observer)}")
+    for function in (observer, type(observer).__call__):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("observer must be a plain function, not an async one: nobody would await what it returns")
+
+
 def _kind(value: object) -> str:
     """Name what a value is; the value itself may be a connection string, with a password."""
     kind = type(value).__name__
@@ -271,7 +279,8 @@ def _check_duration(what: str, seconds: float | None) -> None:
     if seconds is None:
         return
     try:
-        usable = isinstance(seconds, int | float) and float(seconds) >= 0  # NaN is not
+        # NaN is not; True would be a second, but nobody means that.
+        usable = isinstance(seconds, int | float) and not isinstance(seconds, bool) and float(seconds) >= 0
     except OverflowError:
         usable = False
     if not usable:

@@ -7,6 +7,7 @@ import gc
 import socket
 import ssl
 import threading
+import warnings
 
 import pytest
 import trustme
@@ -98,11 +99,24 @@ def test_a_new_address_must_show_a_good_certificate_too(run_real, connector, lis
     run_real(main)
 
 
-def test_checks_that_are_switched_off_on_purpose_stay_off(run_real, listener, server_context):
+@pytest.fixture
+def careless_context():
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    connector = TcpConnector(ssl=context)
+    return context
+
+
+def test_a_context_that_checks_nothing_brings_a_warning_where_the_connector_is_made(careless_context):
+    with pytest.warns(RuntimeWarning, match="^ssl: this context checks no certificate") as caught:
+        TcpConnector(ssl=careless_context)
+    assert [one.filename for one in caught] == [__file__]
+
+
+def test_checks_that_are_switched_off_on_purpose_stay_off(run_real, listener, server_context, careless_context):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "ssl: this context checks no certificate", RuntimeWarning)  # as docs/tcp.md
+        connector = TcpConnector(ssl=careless_context)
 
     async def main():
         async with tls_peer(listener, server_context):

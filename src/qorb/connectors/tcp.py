@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import errno
 import math
 import os
 import socket
 import ssl as tls
-import threading
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 from qorb.connector import Connector, Outcome, overrides
 from qorb.errors import ConnectError, shown
+from qorb.threads import to_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,10 +72,9 @@ class TcpConnector(Connector[TcpStream]):
 
     ssl: the context for TLS, or None. The certificate must be good for `backend.server_name`, or for `backend.host`
         when that is None, whatever address is connected to. How strictly is for the context to say:
-        ssl.create_default_context() checks everything. A context whose checks were switched off on purpose
-        (check_hostname False and verify_mode CERT_NONE) is used as it is: then the traffic is encrypted, but anybody
-        may be at the other end. One that checks the certificate but not whom it was made out to brings a
-        RuntimeWarning.
+        ssl.create_default_context() checks everything. A context whose checks were switched off (check_hostname False
+        and verify_mode CERT_NONE) is used as it is, but brings a RuntimeWarning: the traffic is encrypted, but anybody
+        may be at the other end. So does one that checks the certificate but not whom it was made out to.
     keepalive: seconds of silence after which the kernel probes the peer (in whole seconds, rounded up). Then a probe
         every third of that time, at least a second apart; when three stay unanswered, the connection is closed.
         None or math.inf: no probes.
@@ -254,7 +252,14 @@ def _checked_context(context: tls.SSLContext | None) -> tls.SSLContext | None:
         raise TypeError(f"ssl must be an ssl.SSLContext or None, not {type(context).__name__}")
     if context.protocol is tls.PROTOCOL_TLS_SERVER:
         raise ValueError("ssl must be a context for clients; make it with ssl.create_default_context()")
-    if context.verify_mode is not tls.CERT_NONE and not context.check_hostname:
+    if context.verify_mode is tls.CERT_NONE:
+        warnings.warn(
+            "ssl: this context checks no certificate, so anybody may be at the other end; use "
+            "ssl.create_default_context(), with cafile= for an authority of your own; a filter silences this",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    elif not context.check_hostname:
         warnings.warn(
             "ssl: this context accepts the certificate of anybody whom its authorities have signed; set "
             "check_hostname=True and, where the certificate has another name than the address, Backend.server_name",
@@ -311,36 +316,15 @@ async def _addresses(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
 
 
 async def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
-    """Ask the system for the addresses of a host name, on a thread of this call's own.
+    """Ask the system for the addresses of a host name, on a thread of this call's own: it blocks.
 
-    Nothing can interrupt the system's look-up. So that no thread outlives the pool, a call that is cancelled raises its
-    CancelledError when the look-up ends.
+    A call that is cancelled raises its CancelledError when the look-up ends.
     """
-    loop = asyncio.get_running_loop()
-    answered = asyncio.Event()
-    answer: concurrent.futures.Future[list[tuple[Any, ...]]] = concurrent.futures.Future()
 
-    def ask() -> None:
-        try:
-            answer.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
-            answer.set_exception(error)
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile; nobody waits
-            loop.call_soon_threadsafe(answered.set)
+    def ask() -> list[tuple[Any, ...]]:
+        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
-    # A daemon, so that an interpreter that exits in the middle of it is not held up.
-    thread = threading.Thread(target=ask, name=f"qorb looks up {host}", daemon=True)
-    thread.start()
-    cancelled: asyncio.CancelledError | None = None
-    while not answered.is_set():
-        try:
-            await answered.wait()
-        except asyncio.CancelledError as error:
-            cancelled = error
-    thread.join()
-    if cancelled is not None:
-        raise cancelled
-    return answer.result()
+    return await to_thread(ask, what=f"looks up {host}")
 
 
 def _close_without_loop(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qorb.testing._clock import virtual_loop
 from qorb.testing._interrupt import Attempt, TaskCanceller, Timing
-from qorb.testing._run import run
+from qorb.testing._run import check_coroutine_function, run
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -73,8 +73,9 @@ def at_every_await(
 
     Raises what the scene raises, with a note that says how to replay it: with `only`, a step and a timing, nothing but
     that attempt is made. Raises AssertionError when there are fewer than `at_least` suspension points: what never waits
-    cannot be interrupted, and the scene would show nothing.
+    cannot be interrupted, and the scene would show nothing. Raises TypeError when the scene cannot be called.
     """
+    check_coroutine_function("at_every_await", scene)
     if only is not None:
         attempts: Iterable[Attempt] = [Attempt(only[0], Timing(only[1]), by, tasks)]
     else:

@@ -51,7 +51,8 @@ class FakeConnector(Connector[FakeConnection]):
     The verbs take effect on calls in flight as well: an operation looks at its end at what is wrong by then, a stalled
     one goes on as soon as nothing stalls it. They add up until heal(); of two of a kind the later one counts. Where a
     verb takes a `backend`, that is the name of one, and None means all of them; where it takes an `operation`, that is
-    "connect", "validate", "on_acquire", "on_recycle" or "close", and None means all of them.
+    "connect", "validate", "on_acquire", "on_recycle" or "close", and None means all of them. A verb that is given
+    something else raises TypeError or ValueError, and changes nothing.
 
     The connector keeps account of what is really there, and fails the test when the pool does something that it must
     never do: two calls on one connection at a time, any call on one that it has closed, a call after forbid(). Such a
@@ -62,7 +63,11 @@ class FakeConnector(Connector[FakeConnection]):
     """
 
     def __init__(self, *, latency: float = 0.001) -> None:
-        """Make a connector that works; `latency` is the time that every operation takes, in seconds."""
+        """Make a connector that works; `latency` is the time that every operation takes, in seconds.
+
+        Raises ValueError for a latency that is negative, NaN or no number.
+        """
+        _check_seconds("latency", latency)
         self.latency = latency
         self.calls: deque[Call] = deque(maxlen=CALLS_REMEMBERED)
         """The last 100,000 calls, oldest first."""
@@ -128,6 +133,7 @@ class FakeConnector(Connector[FakeConnection]):
 
     def fail(self, operation: str | None, error: Callable[[], BaseException], backend: str | None = None) -> None:
         """From now on the operation raises what `error()` returns: an exception of any kind, BaseException included."""
+        _check_callable("error", error)
         self._add(_Fault("fail", operation, backend, lambda _backend: error()))
 
     def during(
@@ -137,6 +143,7 @@ class FakeConnector(Connector[FakeConnection]):
 
         For user code that blocks the loop (`lambda _: block(2)`), or that calls back into the pool.
         """
+        _check_callable("action", action)
         self._add(_Fault("during", operation, backend, action))
 
     def deafen(self, seconds: float, operation: str | None = None, backend: str | None = None) -> None:
@@ -156,6 +163,7 @@ class FakeConnector(Connector[FakeConnection]):
 
         is_closed() is true of them from now on and everything else raises ConnectError; new connections are not harmed.
         """
+        _check_backend(backend)
         dropped = [one for one in self.connections if backend in (None, one.backend.name)]
         for connection in dropped:
             connection.closed = True
@@ -168,6 +176,7 @@ class FakeConnector(Connector[FakeConnection]):
 
     def heal(self, backend: str | None = None) -> None:
         """End all of this; with `backend`, end it for this one only, and leave it be that calls are forbidden."""
+        _check_backend(backend)
         if backend is None:
             self._faults.clear()
             self._forbidden = False
@@ -265,6 +274,8 @@ class FakeConnector(Connector[FakeConnection]):
         return answer
 
     def _add(self, fault: _Fault) -> None:
+        _check_backend(fault.backend)
+        _check_seconds("seconds", fault.seconds)
         if fault.operation not in (None, *OPERATIONS):
             raise ValueError(f"the operation must be one of {', '.join(OPERATIONS)}, not {fault.operation!r}")
         self._faults.append(fault)
@@ -392,6 +403,21 @@ class FakeConnector(Connector[FakeConnection]):
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().call_exception_handler({"message": str(error), "exception": error})
         return error
+
+
+def _check_backend(name: object) -> None:
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"backend must be the name of one, or None for all of them, not {name!r}")
+
+
+def _check_callable(what: str, function: object) -> None:
+    if not callable(function):
+        raise TypeError(f"{what} must be a function, not {function!r}")
+
+
+def _check_seconds(what: str, seconds: object) -> None:
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:  # NaN is not
+        raise ValueError(f"{what} must be a number of seconds, 0 or more, not {seconds!r}")
 
 
 def _now() -> float:

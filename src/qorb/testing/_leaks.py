@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qorb.backend import Backend
 from qorb.connector import Connector
 from qorb.policy import Policy
+from qorb.pool import Pool
 from qorb.publishing import Publisher
 from qorb.resolver import Resolver
 from qorb.testing._clock import latest_loop
@@ -21,8 +22,6 @@ from qorb.testing._waiting import describe_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from qorb.pool import Pool
 
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _SHARED = (enum.Enum, Backend, Policy, Publisher, asyncio.AbstractEventLoop)
@@ -36,8 +35,10 @@ def assert_nothing_left(pool: Pool[Any]) -> None:
     timers of the loop that call the pool, and the FakeConnectors of the pool: connections that it has not closed, calls
     in flight, calls that it must not make. The tasks that the pool's connector or resolver has started are theirs, not
     the pool's; those that nobody has told to end are named as well. Works inside and outside a running loop; outside,
-    tasks and timers are those of the last `qorb.testing.run`.
+    tasks and timers are those of the last `qorb.testing.run`. Raises TypeError for what is no Pool.
     """
+    if not isinstance(pool, Pool):
+        raise TypeError(f"assert_nothing_left() takes a Pool, not {pool!r}")
     parts = _parts(pool)
     left = [*_by_ledger(pool), *_tasks(pool), *_threads(pool), *_timers(parts), *_of_connectors(pool, parts)]
     left += _tasks_of_user_code(pool, parts)

@@ -33,16 +33,18 @@ def run(main: Callable[[], Awaitable[T]], *, seed: int = 0, patience: int = 1_00
     Waits take no real time, however long. The order in which things happen is a function of `seed`: 0 is asyncio's own,
     any other shuffles the tasks that are ready at the same time. The loop is in debug mode; its clock starts at 1000.
 
-    Raises what main() raises. Raises Deadlock, which lists the tasks, when nothing can happen any more; Livelock when
-    for `patience` turns of the loop either no time has passed or main() has not been woken, whatever else goes on;
-    UnhandledError when the loop's exception handler was called and main() has not set another one. At the end the tasks
-    that are left are cancelled and asynchronous generators closed, as asyncio.run() does it, and the loop is closed.
+    Raises TypeError for arguments that are none of these, and what main() raises. Raises Deadlock, which lists the
+    tasks, when nothing can happen any more; Livelock when for `patience` turns of the loop either no time has passed or
+    main() has not been woken, whatever else goes on; UnhandledError when the loop's exception handler was called and
+    main() has not set another one. At the end the tasks that are left are cancelled and asynchronous generators closed,
+    as asyncio.run() does it, and the loop is closed.
 
     There is no network in virtual time. Functions given to loop.run_in_executor() or asyncio.to_thread() run on the
     loop's own thread, in the next turn and in no time.
     """
-    if not callable(main):
-        _refuse(main)
+    check_coroutine_function("run", main)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"seed must be a whole number, not {seed!r}")
     if asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented by asyncio, and does not raise
         raise RuntimeError("run() cannot be called while an event loop is running")
     loop = VirtualLoop(seed=seed, patience=patience)
@@ -57,11 +59,14 @@ def run(main: Callable[[], Awaitable[T]], *, seed: int = 0, patience: int = 1_00
     return result
 
 
-def _refuse(main: object) -> None:
+def check_coroutine_function(name: str, main: object) -> None:
+    """Raise TypeError when what the function `name` was given cannot be called."""
+    if callable(main):
+        return
     if asyncio.iscoroutine(main):
         main.close()
-        raise TypeError("run() takes the coroutine function itself: write run(main), not run(main())")
-    raise TypeError(f"run() takes a coroutine function, not {main!r}")
+        raise TypeError(f"{name}() takes the coroutine function itself: write {name}(main), not {name}(main())")
+    raise TypeError(f"{name}() takes a coroutine function, not {main!r}")
 
 
 def _run_to_the_end(loop: VirtualLoop, main: Callable[[], Awaitable[T]]) -> T:

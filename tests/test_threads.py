@@ -1,0 +1,175 @@
+"""Blocking work of connectors on threads of their own: the pool knows of it, names it, and waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+
+import pytest
+
+from qorb import Pool, TerminationError
+from qorb.connectors import TcpConnector
+from qorb.resolvers import FixedResolver
+from qorb.testing import FakeConnector, assert_nothing_left
+from qorb.threads import to_thread
+
+
+class Gate:
+    """Lets threads through only when it is open, and knows whose came."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.came = threading.Event()
+        self.names = []
+
+    def pass_through(self, result=None):
+        self.names.append(threading.current_thread().name)
+        self.came.set()
+        assert self.open.wait(60)
+        return result
+
+
+class Blocking(FakeConnector):
+    """A connector with one method that blocks."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.gate = Gate()
+        method = getattr(self, operation)
+
+        async def blocking(*arguments):
+            await to_thread(self.gate.pass_through, what="blocks")
+            return await method(*arguments)
+
+        setattr(self, operation, blocking)
+
+
+@pytest.mark.parametrize("operation", ["connect", "on_acquire", "close"])
+def test_a_thread_of_the_connector_is_in_the_ledger_bears_the_pools_name_and_is_waited_for(run_real, operation):
+    async def main():
+        connector = Blocking(operation)
+        pool = Pool("main", FixedResolver(["b0:1"]), connector)
+        await pool.start()
+        claimer = asyncio.create_task(visit(pool, operation))
+        await asyncio.to_thread(connector.gate.came.wait)
+        assert pool.ledger().threads >= 1
+        assert all(name.startswith("qorb main ") and name.endswith(" blocks") for name in connector.gate.names)
+        with pytest.raises(AssertionError, match=r"a thread: 'qorb main .*blocks'"):
+            assert_nothing_left(pool)
+        with pytest.raises(TerminationError) as caught:
+            await pool.terminate(grace=0, timeout=0.01)
+        assert caught.value.ledger.threads == pool.ledger().threads >= 1
+        connector.gate.open.set()
+        await pool.terminate()
+        assert pool.ledger().empty
+        assert_nothing_left(pool)
+        await asyncio.wait([claimer])
+        claimer.exception()
+
+    run_real(main)
+
+
+async def visit(pool, operation):
+    with contextlib.suppress(Exception):
+        claim = await pool.claim()
+        if operation == "close":
+            claim.discard()
+            await asyncio.sleep(60)
+        claim.release()
+
+
+def test_a_thread_that_a_connector_does_not_wait_for_is_waited_for_by_terminate(run_real):
+    class Careless(FakeConnector):
+        gate = Gate()
+        forgotten = None
+
+        async def connect(self, backend):
+            if self.forgotten is None:
+                self.forgotten = asyncio.create_task(to_thread(self.gate.pass_through))
+            return await super().connect(backend)
+
+    async def main():
+        connector = Careless()
+        pool = Pool("main", FixedResolver(["b0:1"]), connector)
+        await pool.start()
+        await pool.ready()
+        with pytest.raises(TerminationError, match=r"thread 'qorb main.* works'"):
+            await pool.terminate(grace=0, timeout=0.05)
+        assert pool.ledger().tasks == ()
+        assert pool.ledger().threads == 1
+        connector.gate.open.set()
+        await pool.terminate()
+        assert pool.ledger().empty
+        await connector.forgotten
+        assert_nothing_left(pool)
+
+    run_real(main)
+
+
+def test_two_pools_do_not_count_each_others_threads_though_they_share_name_and_connector(run_real):
+    async def main():
+        connector = Blocking("connect")
+        first = Pool("main", FixedResolver(["b0:1"]), connector)
+        second = Pool("main", FixedResolver([]), connector)
+        async with first, second:
+            await asyncio.to_thread(connector.gate.came.wait)
+            assert first.ledger().threads == 8
+            assert second.ledger().threads == 0
+            connector.gate.open.set()
+
+    run_real(main)
+
+
+def test_a_look_up_of_a_host_name_is_a_thread_of_its_pool_and_slot(run_real, monkeypatch):
+    gate = Gate()
+
+    def look_up(host, port, *_, flags=0, **__):
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror
+        return gate.pass_through([])
+
+    async def main():
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        pool = Pool("main", FixedResolver(["db.example:1"]), TcpConnector())
+        await pool.start()
+        await asyncio.to_thread(gate.came.wait)
+        assert pool.ledger().threads >= 1
+        assert gate.names[0].startswith("qorb main slot ")
+        assert gate.names[0].endswith(" db.example:1 looks up db.example")
+        gate.open.set()
+        await pool.terminate()
+        assert pool.ledger().empty
+
+    run_real(main)
+
+
+def test_to_thread_gives_what_the_function_returns_and_raises_what_it_raises(run_real):
+    async def main():
+        assert await to_thread(divmod, 7, 2) == (3, 1)
+        with pytest.raises(ZeroDivisionError):
+            await to_thread(divmod, 7, 0)
+        with pytest.raises(KeyboardInterrupt):
+            await to_thread(interrupt)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    run_real(main)
+
+
+def test_a_cancelled_call_ends_when_its_function_has_returned(run_real):
+    async def main():
+        gate = Gate()
+        call = asyncio.create_task(to_thread(gate.pass_through))
+        await asyncio.to_thread(gate.came.wait)
+        for _ in range(3):
+            call.cancel()
+            await asyncio.sleep(0)
+        assert not call.done()
+        gate.open.set()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    run_real(main)
