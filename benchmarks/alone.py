@@ -130,6 +130,7 @@ class Holdings:
     attempting: int = 0
     online: bool = True
     untried: bool = False
+    failing: bool = False
     leaving: bool = False
     next_attempt: float = 0.0
     last_attempt: float = 0.0
@@ -141,6 +142,7 @@ PLANS: Mapping[str, Callable[[int], Holdings]] = {
     "all idle": lambda _: Holdings(unclaimed=4),
     "unevenly claimed": lambda n: Holdings(claimed=n % 5, unclaimed=4 - n % 5),
     "half of the backends dead": lambda n: Holdings(unclaimed=4) if n % 2 else Holdings(connecting=1, online=False),
+    "half of the backends failing": lambda n: Holdings(unclaimed=1 + n % 7, connecting=1, failing=n % 2 > 0),
 }
 
 

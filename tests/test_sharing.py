@@ -239,3 +239,156 @@ def test_there_is_no_state_from_which_nothing_happens_any_more():
                 await settle()
 
     run(main)
+
+
+def test_claims_that_wait_are_served_elsewhere_when_a_backend_keeps_its_connections_and_refuses_more():
+    async def main():
+        connector = FakeConnector()
+        resolver = ManualResolver(backends(1))
+        async with opened(resolver, connector, spares_wanted=0, max_slots=8, rebalance_interval=5) as watched:
+            claims = await watched.claims(2)
+            connector.refuse("b0")
+            resolver.set(backends(2))
+            published = now()
+            claims += [await watched.pool.claim(timeout=100) for _ in range(6)]
+            assert [claim.connection.backend.name for claim in claims] == ["b0"] * 2 + ["b1"] * 6
+            assert now() < published + 1
+
+    run(main)
+
+
+def test_a_backend_that_refused_more_connections_gets_its_share_when_it_accepts_again():
+    async def main():
+        connector = FakeConnector()
+        policy = {"spares_wanted": 8, "max_slots": 8, "rebalance_interval": 60, "max_connection_backoff": 4}
+        async with opened(backends(2), connector, **policy) as watched:
+            connector.refuse("b0")
+            for claim in await watched.claims(8):
+                if claim.connection.backend.name == "b0" and watched.stats().claimed_slots > 1:
+                    claim.discard()
+                else:
+                    claim.release()
+            await asyncio.sleep(10)
+            assert watched.stats().connecting_slots == 1
+            assert (watched.stats().unclaimed_slots, watched.stats("b1").unclaimed_slots) == (1, 6)
+            connector.heal()
+            await asyncio.sleep(6)
+            assert watched.slots("b0") == watched.slots("b1") == 4
+
+    run(main)
+
+
+@pytest.mark.parametrize("trouble", ["on_acquire fails", "closed at once"])
+def test_claims_that_wait_are_served_elsewhere_when_the_new_connections_of_a_backend_are_of_no_use(trouble):
+    async def main():
+        connector = FakeConnector()
+        resolver = ManualResolver(backends(1))
+        policy = {"spares_wanted": 1, "max_slots": 8, "min_connection_backoff": 60, "max_connection_backoff": 60}
+        async with opened(resolver, connector, **policy) as watched:
+            claims = await watched.claims(3)
+            await asyncio.sleep(0.1)
+            if trouble == "on_acquire fails":
+                connector.fail("on_acquire", ConnectionError, "b0")
+            for fresh in set(connector.connections) - {claim.connection for claim in claims}:
+                fresh.closed = trouble == "closed at once"
+            waiting = asyncio.create_task(watched.claims(1))
+            await asyncio.sleep(0.1)
+            assert watched.stats().connecting_slots > 0
+            resolver.set(backends(2))
+            claims += [await watched.pool.claim(timeout=5) for _ in range(4)] + await waiting
+            assert [claim.connection.backend.name for claim in claims] == ["b0"] * 3 + ["b1"] * 5
+
+    run(main)
+
+
+def close_from_afar(connector, backend, besides):
+    """Close the connections to one backend that nobody holds, from the peer's side."""
+    for connection in set(connector.connections) - {claim.connection for claim in besides}:
+        connection.closed |= connection.backend.name == backend
+
+
+AT_THE_CAP = {"spares_wanted": 8, "max_slots": 8, "health_interval": 5, "rebalance_interval": 600}
+LONG_PAUSES = {"min_connection_backoff": 60, "max_connection_backoff": 60}
+
+
+def test_what_a_backend_that_refuses_more_loses_is_made_up_for_elsewhere():
+    async def main():
+        connector = FakeConnector()
+        policy = {"spares_wanted": 6, "max_slots": 16, "health_interval": 5, "rebalance_interval": 600}
+        async with opened(backends(2), connector, **policy, **LONG_PAUSES) as watched:
+            claims = await watched.claims(2)
+            await asyncio.sleep(0.1)
+            assert watched.slots("b0") == watched.slots("b1") == 4
+            connector.refuse("b0")
+            further = await watched.claims(2)
+            for claim in further:
+                claim.discard() if claim.connection.backend.name == "b0" else claim.release()
+            await asyncio.sleep(2)
+            assert watched.stats("b0").unclaimed_slots == 2
+            close_from_afar(connector, "b0", claims)
+            await asyncio.sleep(8)
+            assert watched.stats("b0").unclaimed_slots == 0
+            assert watched.stats("b1").unclaimed_slots >= 6
+
+    run(main)
+
+
+@pytest.mark.parametrize("trouble", ["on_acquire fails", "closed at once"])
+def test_a_backend_gets_its_share_when_the_pause_for_connections_of_no_use_is_over(trouble):
+    async def main():
+        connector = FakeConnector()
+        async with opened(backends(2), connector, **AT_THE_CAP, **LONG_PAUSES) as watched:
+            claims = await watched.claims(2)
+            if trouble == "on_acquire fails":
+                connector.fail("on_acquire", ConnectionError, "b0")
+            else:
+                close_from_afar(connector, "b0", claims)
+            for claim in await watched.claims(4):
+                claim.release()
+            await asyncio.sleep(20)
+            assert (watched.stats().claimed_slots, watched.stats().connecting_slots) == (1, 1)
+            connector.heal()
+            await asyncio.sleep(60)
+            assert watched.slots("b0") == watched.slots("b1") == 4
+            assert len(claims) == 2
+
+    run(main)
+
+
+def test_a_backend_gets_its_share_as_soon_as_an_on_acquire_works_again():
+    async def main():
+        connector = FakeConnector()
+        async with opened(backends(2), connector, **AT_THE_CAP, **LONG_PAUSES) as watched:
+            connector.fail("on_acquire", ConnectionError, "b0")
+            claims = await watched.claims(2)
+            connector.heal()
+            await asyncio.sleep(1)
+            assert watched.slots("b0") < 4
+            while not watched.stats("b0").claimed_slots:
+                claims += await watched.claims(1)
+            await asyncio.sleep(1)
+            assert watched.slots("b0") == watched.slots("b1") == 4
+
+    run(main)
+
+
+def test_a_backend_gets_its_share_as_soon_as_one_of_its_new_connections_passes_a_check():
+    async def main():
+        connector = FakeConnector()
+        async with opened(backends(2), connector, **AT_THE_CAP, **LONG_PAUSES) as watched:
+            claims = await watched.claims(2)
+            connector.slow(0.3, "connect", "b0")
+            further = await watched.claims(2)
+            for claim in further:
+                claim.discard() if claim.connection.backend.name == "b0" else claim.release()
+            await asyncio.sleep(0.1)
+            close_from_afar(connector, "b0", claims)
+            for claim in await watched.claims(2):
+                claim.release()
+            await asyncio.sleep(1)
+            assert watched.slots("b0") < 4
+            await asyncio.sleep(8)
+            assert watched.slots("b0") == watched.slots("b1") == 4
+            assert len(claims) == 2
+
+    run(main)

@@ -145,6 +145,15 @@ class SlotSet(Ranked, Generic[C]):
         """Not before this moment will a new attempt begin."""
         return max(self.backoff.not_before, self.acquire_backoff.not_before, self.fresh_backoff.not_before)
 
+    @property
+    def failing(self) -> bool:
+        """Whether more slots would be in vain now: the last connects failed, or the connections were of no use."""
+        if self.backoff.steps:
+            return True
+        if not self.acquire_backoff.steps and not self.fresh_backoff.steps:
+            return False
+        return self.next_attempt > self.engine.loop.time()
+
     # Slots come and go.
 
     def start(self, count: int) -> None:
@@ -217,6 +226,8 @@ class SlotSet(Ranked, Generic[C]):
             self._observe_move(slot, old, new, turned)
         if new is CONNECTING or new is TERMINATED:
             self.pump()
+        if CONNECTING in (old, new) and self.failing:
+            self.engine.replan()  # it counts with the connections that it has
         if slot is self._checking_slot and new is not CHECKING:
             self._checking_slot = None
             self.check_next()
@@ -312,6 +323,8 @@ class SlotSet(Ranked, Generic[C]):
     def _backoff_over(self) -> None:
         self._backoff_timer = None
         self.pump()
+        if not self.backoff.steps and (self.acquire_backoff.steps or self.fresh_backoff.steps):
+            self.engine.replan()  # it is not failing any more
 
     def _rearm_backoff_timer(self) -> None:
         if self._backoff_timer is not None:
@@ -345,6 +358,8 @@ class SlotSet(Ranked, Generic[C]):
 
     def attempt_succeeded(self, slot: Slot[C]) -> None:
         """Start the backoff over and let the others that wait go on."""
+        if self.backoff.steps:
+            self.engine.replan()  # it gets its share again
         self.backoff.succeeded()
         self.last_attempt = self.engine.loop.time()
         self.observe(events.ConnectDone, slot)
@@ -445,6 +460,7 @@ class SlotSet(Ranked, Generic[C]):
         if self.fresh_backoff.steps and slot.fresh_round == self.fresh_backoff.round:
             self.fresh_backoff.succeeded()
             self._rearm_backoff_timer()
+            self.engine.replan()
 
     def acquire_failed(self, slot: Slot[C], error: BaseException) -> None:
         """Give up a connection that on_acquire refused, and leave the backend alone for a while."""
@@ -458,6 +474,7 @@ class SlotSet(Ranked, Generic[C]):
         if self.acquire_backoff.steps:
             self.acquire_backoff.succeeded()
             self._rearm_backoff_timer()
+            self.engine.replan()
 
     # A backend that moved under the same name.
 

@@ -36,6 +36,7 @@ class Fake:
     ending: int = 0
     attempting: int = 0
     untried: bool = False
+    failing: bool = False
     leaving: bool = False
     next_attempt: float = 0.0
     last_attempt: float = -math.inf
@@ -74,6 +75,19 @@ def dead(
     name: str, connecting: int = 1, *, tried: float = NOW - 1, again: float = NOW + 1, attempting: int = 0
 ) -> Fake:
     return Fake(name, connecting=connecting, attempting=attempting, last_attempt=tried, next_attempt=again)
+
+
+def failing(name: str, connected: int, connecting: int = 0, *, claimed: int = 0, again: float = NOW + 1) -> Fake:
+    """Make a backend that keeps `connected` connections and refuses new ones."""
+    return Fake(
+        name,
+        connecting=connecting,
+        unclaimed=connected - claimed,
+        claimed=claimed,
+        failing=True,
+        last_attempt=NOW - 1,
+        next_attempt=again,
+    )
 
 
 def said(pairs: Sequence[tuple[Fake, int]]) -> dict[str, int]:
@@ -423,6 +437,124 @@ def test_with_nothing_online_and_few_slots_the_backends_take_turns() -> None:
     assert said(grow([x, y, z], 50, limits(slots=2), NOW).start) == {"y": 1}
 
 
+# Backends that are online and refuse more.
+
+
+@pytest.mark.parametrize(
+    ("waiting", "spares", "expected"),
+    [
+        (1, 0, (2, 1)),
+        (2, 0, (2, 2)),
+        (3, 0, (2, 3)),
+        (4, 0, (2 + 1, 4)),
+        (5, 0, (2 + 1, 5)),
+        (6, 0, (2, 6)),
+        (9, 0, (2, 6)),
+        (3, 3, (2 + 1, 5)),
+        (0, 9, (2 + 1, 5)),
+    ],
+)
+def test_a_failing_backend_counts_with_its_connections_and_is_probed_where_that_takes_no_slot_from_a_waiting_claim(
+    waiting: int, spares: int, expected: tuple[int, int]
+) -> None:
+    for connecting in (0, 1, 3):
+        a, b = failing("a", 2, connecting, claimed=2), Fake("b", unclaimed=1)
+        assert targets([a, b], waiting, limits(spares, 8), NOW) == expected
+        assert grow([a, b], waiting, limits(spares, 8), NOW).wanted == sum(expected) - (expected[0] - 2)
+
+
+def test_what_a_failing_backend_cannot_have_starts_elsewhere_at_once() -> None:
+    a, b = failing("a", 2, 6, claimed=2), Fake("b", claimed=1)
+    plan = grow([a, b], 4, limits(0, 9), NOW)
+    assert said(plan.stop) == {"a": 4}
+    apply(plan)
+    a.ending = 0
+    plan = grow([a, b], 4, limits(0, 9), NOW)
+    assert said(plan.start) == {"b": 4}
+
+
+def test_a_failing_backend_is_above_no_floor_and_below_no_claim() -> None:
+    a, b, c = failing("a", 5, claimed=5), failing("b", 1), Fake("c", unclaimed=1)
+    assert targets([a, b, c], 0, limits(2), NOW) == (5, 1, 1)
+    assert targets([a, b, c], 3, limits(2), NOW) == (5, 1 + 1, 4)
+
+
+def test_the_levels_rise_past_one_failing_backend_after_another() -> None:
+    backends = [failing("a", 1), failing("b", 3), Fake("c", unclaimed=1), failing("d", 6, claimed=6)]
+    room = limits(0, 64)
+    totals = {10: (1, 2, 1, 6), 11: (1, 2, 2, 6), 12: (1 + 1, 3, 2, 6), 13: (1 + 1, 3, 3, 6), 15: (1 + 1, 3 + 1, 5, 6)}
+    for total, expected in totals.items():
+        assert targets(backends, total - 6, room, NOW) == expected
+
+
+def test_when_all_are_failing_and_more_is_wanted_each_is_probed() -> None:
+    a, b = failing("a", 2), failing("b", 3, claimed=3)
+    plan = grow([a, b], 2, limits(0), NOW)
+    assert not plan
+    plan = grow([a, b], 3, limits(0), NOW)
+    assert said(plan.start) == {"a": 1, "b": 1}
+    assert plan.wanted == 5
+
+
+def test_failing_and_offline_backends_take_turns_on_what_is_left() -> None:
+    a, b = failing("a", 2, again=NOW + 3), failing("b", 3, again=NOW + 1)
+    x = dead("x", 0, again=NOW + 2)
+    for slots, expected in {5: (2, 3, 0), 6: (2, 4, 0), 7: (2, 4, 1), 8: (3, 4, 1)}.items():
+        assert targets([a, b, x], 9, limits(0, slots), NOW) == expected
+
+
+def test_a_failing_backend_at_its_cap_is_not_probed() -> None:
+    a, b = failing("a", 3), Fake("b", unclaimed=3)
+    plan = grow([a, b], 9, limits(0, 16, 3), NOW)
+    assert not plan
+    assert not plan.starved
+    assert plan.saturated
+
+
+def test_supply_starts_before_a_probe() -> None:
+    a, b = failing("a", 1), Fake("b", unclaimed=1, ending=10)
+    for order in ([a, b], [b, a]):
+        assert said(grow(order, 8, limits(0, 15), NOW).start) == {"b": 3}
+
+
+def test_a_spare_is_lent_for_a_probe_and_given_back_to_claims_that_wait() -> None:
+    a, b = failing("a", 2, again=NOW), Fake("b", unclaimed=6)
+    plan = grow([a, b], 0, limits(8, 8), NOW)
+    assert said(plan.stop) == {"b": 1}
+    apply(plan)
+    b.ending = 0
+    assert said(grow([a, b], 0, limits(8, 8), NOW).start) == {"a": 1}
+    a.connecting, b.unclaimed, b.claimed = 1, 0, 5
+    plan = grow([a, b], 5, limits(8, 8), NOW)
+    assert said(plan.stop) == {"a": 1}
+    assert plan.starved
+
+
+def test_no_connection_is_closed_for_a_probe_that_would_only_back_off() -> None:
+    a, b = failing("a", 2, again=NOW + 3), Fake("b", unclaimed=6)
+    plan = grow([a, b], 0, limits(8, 8), NOW)
+    assert not plan
+    assert (plan.forgotten, plan.forgotten_at) == (a, NOW + 3)
+
+
+def test_a_backend_that_serves_is_never_the_forgotten_one_while_claims_wait_for_every_slot() -> None:
+    a, b = failing("a", 2, claimed=2, again=NOW - 9), Fake("b", claimed=6)
+    a.last_attempt = NOW - 100
+    plan = grow([a, b], 5, limits(0, 8), NOW)
+    assert not plan
+    assert plan.forgotten is None
+    assert plan.starved
+    x = dead("x", 0, tried=NOW - 10)
+    assert grow([a, b, x], 5, limits(0, 8), NOW).forgotten is x
+
+
+def test_a_failing_backend_that_has_enough_leaves_room_for_more_demand() -> None:
+    a, b = failing("a", 2, claimed=2), Fake("b", claimed=3)
+    assert not grow([a, b], 0, limits(0, 16, 3), NOW).saturated
+    assert grow([a, b], 1, limits(0, 16, 3), NOW).saturated
+    assert said(grow([a, b], 1, limits(0, 16, 3), NOW).start) == {"a": 1}
+
+
 # Rule 5: growth at once, shrinking damped.
 
 
@@ -549,6 +681,19 @@ MOMENTS = st.sampled_from([-math.inf, NOW - 40, NOW - 30, NOW - 5, NOW, NOW + 5]
 ONLINE = st.builds(
     Fake, st.just("online"), connecting=FEW, unclaimed=FEW, checking=FEW, claimed=FEW, ending=FEW, attempting=FEW
 ).filter(lambda each: each.online)
+FAILING = st.builds(
+    Fake,
+    st.just("failing"),
+    connecting=FEW,
+    unclaimed=FEW,
+    checking=FEW,
+    claimed=FEW,
+    ending=FEW,
+    attempting=FEW,
+    failing=st.just(value=True),
+    next_attempt=MOMENTS,
+    last_attempt=MOMENTS,
+).filter(lambda each: each.online)
 UNTRIED = st.builds(
     Fake, st.just("untried"), connecting=FEW, attempting=FEW, untried=st.just(value=True), since=MOMENTS
 )
@@ -563,7 +708,7 @@ LEAVING = st.builds(
 @st.composite
 def pools(draw: st.DrawFn) -> tuple[list[Fake], int, Limits]:
     """Some backends, a waiting line, and limits that what exists keeps to."""
-    backends = draw(st.lists(st.one_of(ONLINE, ONLINE, UNTRIED, OFFLINE, LEAVING), max_size=8))
+    backends = draw(st.lists(st.one_of(ONLINE, ONLINE, FAILING, UNTRIED, OFFLINE, LEAVING), max_size=8))
     for i, each in enumerate(backends):
         each.name += str(i)
         each.attempting = min(each.attempting, each.connecting)

@@ -65,6 +65,10 @@ class Backend:
         return self.count(*CONNECTED) > 0
 
     @property
+    def failing(self) -> bool:
+        return self.failures > 0
+
+    @property
     def connecting(self) -> int:
         return self.count(BACKING_OFF, ATTEMPTING)
 
@@ -233,7 +237,7 @@ class World:
         if slot.state != ATTEMPTING:
             return
         each = slot.backend
-        before = (each.online, each.untried)
+        before = (each.online, each.untried, each.failing)
         each.last_attempt, each.untried = self.now, False
         if each.accepts:
             each.failures, each.next_attempt = 0, -math.inf
@@ -250,14 +254,15 @@ class World:
                 each.next_attempt = self.now + min(0.02 * 2 ** min(each.failures, 30), top)
             slot.state = BACKING_OFF
             self._at(0.0, lambda: self._attempt(slot))
-        self._after(must_plan=before != (each.online, each.untried), relief=not each.accepts)
+        self._after(must_plan=before != (each.online, each.untried, each.failing), relief=not each.accepts)
 
     def lose(self, slot: Slot) -> None:
-        """The connection of an idle slot breaks, or its check fails."""
-        was_online = slot.backend.online
+        """The connection of a slot breaks, its check fails, or a client throws it away."""
+        each = slot.backend
+        was_online = each.online
         slot.state = BACKING_OFF
         self._at(0.0, lambda: self._attempt(slot))
-        self._after(must_plan=was_online != slot.backend.online, relief=True)
+        self._after(must_plan=was_online != each.online or each.failing, relief=True)
 
     # What clients and the world do.
 
@@ -292,6 +297,11 @@ class World:
             self.waiting -= 1
         self._after(relief=True)
         self._serve()
+
+    def discard(self, pick: int) -> None:
+        """Throw a claimed connection away."""
+        if claimed := self._slots(CLAIMED):
+            self.lose(claimed[pick % len(claimed)])
 
     def _serve(self) -> None:
         """Hand what is idle to those who wait."""
@@ -328,6 +338,11 @@ class World:
         for slot in tuple(each.slots):
             if slot.state in (IDLE, CHECKING):
                 self.lose(slot)
+
+    def fill(self, pick: int) -> None:
+        """Let a backend keep the connections that it has, and refuse more."""
+        if self.present:
+            self.present[pick % len(self.present)].accepts = False
 
     def up(self, pick: int) -> None:
         if self.present:
@@ -376,6 +391,8 @@ class World:
             lambda: self.vanish(pick),
             self.come_back,
             self.rebalance,
+            lambda: self.discard(pick),
+            lambda: self.fill(pick),
             lambda: self.run((0.0, 0.001, 0.05, 1.0, 12.0, 40.0)[pick % 6]),
             lambda: self.run((0.0, 0.001, 0.05, 1.0, 12.0, 40.0)[pick % 6]),
         ]
@@ -384,6 +401,13 @@ class World:
     def heal(self) -> None:
         for each in self.backends:
             each.accepts = True
+
+    def come_to_rest(self) -> None:
+        """Let every check end and every attempt be made that has to be; nobody claims or releases anything."""
+        while self._slots(CHECKING):
+            self.checked(0, good=True)
+        self._serve()
+        self.run(200.0)
 
     def keep_busy(self, seconds: float, *, every: float = 0.5) -> None:
         """More demand than there are slots, and claims that end and begin all the time."""
@@ -402,7 +426,7 @@ POOLS = st.builds(
     max_slots_per_backend=st.integers(1, 12),
     max_connection_backoff=st.just(BACKOFF),
 )
-STEPS = st.lists(st.tuples(st.integers(0, 15), st.integers(0, 99)), min_size=15, max_size=100)
+STEPS = st.lists(st.tuples(st.integers(0, 17), st.integers(0, 99)), min_size=15, max_size=100)
 
 
 @settings(max_examples=max(200, settings().max_examples))
@@ -432,6 +456,26 @@ def test_under_full_load_every_healthy_backend_comes_online_that_has_room(
     world.heal()
     world.keep_busy(250.0, every=1.0)
     assert len(world.online) == min(len(world.present), limits.max_slots)
+
+
+@settings(max_examples=max(300, settings().max_examples))
+@given(POOLS, st.integers(1, 5), STEPS, st.integers(1, 8), st.integers(0, 3))
+def test_whoever_waits_is_served_while_a_backend_that_accepts_has_room_under_the_caps(
+    limits: Limits, backends: int, steps: list[tuple[int, int]], more: int, seed: int
+) -> None:
+    world = World(limits, backends, seed=seed)
+    for verb, pick in steps:
+        world.act(verb, pick)
+    for _ in range(more):
+        world.claim()
+    world.come_to_rest()
+    if not world.waiting:
+        return
+    connected = sum(each.count(*CONNECTED) for each in world.backends)
+    # A backend that was not tried for long has a slot for one attempt, whoever waits.
+    under_way = any(each.attempting for each in world.present if not each.online)
+    has_room = [each for each in world.present if each.accepts and len(each.slots) < limits.max_slots_per_backend]
+    assert connected + under_way >= limits.max_slots or not has_room
 
 
 @pytest.mark.parametrize("black_hole", [False, True])
@@ -471,6 +515,48 @@ def test_demand_that_goes_up_and_down_round_the_cap_closes_no_more_connections_t
         world.run(0.01)
     assert world.closed <= len(dead.tries) + 1
     assert live.held >= 15
+
+
+def test_a_backend_that_refuses_more_at_the_cap_costs_no_more_connections_than_attempts_need() -> None:
+    world = World(Limits(8, 16, 16, BACKOFF), 2)
+    world.run(5.0)
+    _, full = world.backends
+    full.accepts = False
+    while full.count(IDLE) > 2:
+        world.lose(next(slot for slot in full.slots if slot.state == IDLE))
+    for _ in range(14):
+        world.claim()
+    world.run(60.0)
+    assert [each.count(*CONNECTED) for each in world.backends] == [13, 2]
+    full.tries.clear()
+    world.closed = 0
+    for _ in range(500):
+        for _ in range(4):
+            world.claim()
+        world.run(0.01)
+        for _ in range(4):
+            world.release()
+        world.run(0.01)
+    assert world.closed <= len(full.tries) + 1
+    assert full.count(*CONNECTED) == 2
+    world.run(120.0)
+    assert world.closed <= len(full.tries) + 1
+
+
+@pytest.mark.parametrize("slots", [5, 8, 16])
+@pytest.mark.parametrize("dead", [0, 2])
+def test_a_backend_that_refused_more_is_noticed_when_it_accepts_again(slots: int, dead: int) -> None:
+    world = World(Limits(16, slots, 16, BACKOFF), 2 + dead, accepting=2)
+    world.run(5.0)
+    full = world.backends[1]
+    full.accepts = False
+    while full.count(IDLE) > 1:
+        world.lose(next(slot for slot in full.slots if slot.state == IDLE))
+    world.run(100.0)
+    assert full.count(*CONNECTED) == 1
+    full.accepts = True
+    world.run((1 + dead) * (BACKOFF + 1))
+    assert full.count(*CONNECTED) >= (slots - dead) // 2
 
 
 def test_a_flapping_backend_moves_only_its_share() -> None:

@@ -7,12 +7,16 @@ The words. The *budget* is what the leaving backends leave of max_slots. Backend
 attempt *share* the wanted total; each has a *floor*, its claims or at least one slot, below which it is never planned.
 Offline backends live on what the sharing ones leave: one slot each, or turns. When nothing is left, one slot above the
 floors is *lent* to them.
+
+A backend that is online and *failing* counts with what it has and no more: its connections are its ceiling, so that
+demand is met by others. One that would get more, were it not failing, wants a *probe*: one slot that is nobody's supply
+and competes with those of the offline backends, never with a claim that waits.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import add, attrgetter, sub
@@ -35,6 +39,11 @@ class Holding(Protocol):
     @property
     def untried(self) -> bool:
         """No connect attempt has ended yet since the backend appeared; also true before the first one began."""
+        ...
+
+    @property
+    def failing(self) -> bool:
+        """What was tried last came to nothing: more slots would be in vain. Only asked of those that are online."""
         ...
 
     @property
@@ -152,11 +161,16 @@ class _Roll(Generic[S]):
     """What exists, read once. `sharing`, `held`, `floors` and `endings` run in parallel."""
 
     sharing: list[S]
+    """The failing ones come last."""
+    sound: int
+    """How many of them are not failing."""
     held: list[int]
     """Slots that exist and have not been told to end."""
     floors: list[int]
     endings: list[int]
     """Slots that were told to end."""
+    ceilings: list[int]
+    """Of the failing ones: their connections."""
     offline: list[S]
     unplaced: list[S]
     """Never tried, without a slot, and the floors leave not even one for them."""
@@ -176,6 +190,7 @@ def _read(sets: Sequence[S], waiting: int, limits: Limits) -> _Roll[S]:
     endings: list[int] = []
     fresh: list[S] = []
     offline: list[S] = []
+    failing: list[S] = []
     demand, alive, leaving, ending, leaving_ending = waiting, 0, 0, 0, 0
     for each in sets:
         claimed = each.claimed
@@ -189,6 +204,9 @@ def _read(sets: Sequence[S], waiting: int, limits: Limits) -> _Roll[S]:
         alive += exist
         demand += claimed
         if each.online:
+            if each.failing:
+                failing.append(each)
+                continue
             sharing.append(each)
             held.append(exist)
             floors.append(claimed or 1)
@@ -204,13 +222,17 @@ def _read(sets: Sequence[S], waiting: int, limits: Limits) -> _Roll[S]:
             fresh.append(each)
     budget = limits.max_slots - leaving - leaving_ending
     room = limits.max_slots - leaving - alive - ending
+    last_floors = [each.claimed or 1 for each in failing]
     # Those that have a slot come first: with more backends than slots, only ones without can be too many.
-    placed = fresh[: max(0, budget - sum(floors))] if fresh else fresh
-    sharing += placed
-    held += [0] * len(placed)
-    floors += [1] * len(placed)
-    endings += [each.ending for each in placed]
-    return _Roll(sharing, held, floors, endings, offline, fresh[len(placed) :], demand, budget, room, ending)
+    placed = fresh[: max(0, budget - sum(floors) - sum(last_floors))] if fresh else fresh
+    sound = len(sharing) + len(placed)
+    ceilings = [each.unclaimed + each.checking + each.claimed for each in failing]
+    sharing += placed + failing
+    held += [0] * len(placed) + list(map(add, ceilings, [each.connecting for each in failing]))
+    floors += [1] * len(placed) + last_floors
+    endings += [each.ending for each in placed + failing]
+    unplaced = fresh[len(placed) :]
+    return _Roll(sharing, sound, held, floors, endings, ceilings, offline, unplaced, demand, budget, room, ending)
 
 
 @dataclass(slots=True)
@@ -225,9 +247,13 @@ class _Aim(Generic[S]):
     wanted: int
     """The sum of the sharing ones' targets."""
     turns: list[S]
-    """The offline backends that get their slot."""
+    """The backends that get a slot for an attempt: offline ones, and failing ones that want a probe."""
     passed_over: list[S]
-    """Those that should be tried and get none."""
+    """Those without a connection that should be tried and get no slot."""
+    unprobed: bool
+    """One wants a probe and gets none."""
+    content: bool
+    """A failing one is below its cap and wants no probe, since others do not get more than it has."""
     lent: bool
     missing: list[tuple[int, int]]
     """(position in sets, how many), where there are too few."""
@@ -245,14 +271,23 @@ def _aim(sets: Sequence[S], waiting: int, limits: Limits, now: float) -> _Aim[S]
     roll = _read(sets, waiting, limits)
     cap, floor = limits.max_slots_per_backend, sum(roll.floors)
     total = max(min(roll.demand + limits.spares_wanted, roll.budget), floor)
-    shares = _share(roll, total, cap)
-    turns, lent = _turns(roll, roll.budget - sum(shares), roll.budget - floor, limits, now)
+    shares, reach = _share(roll, total, cap)
+    able = [i for i, ceiling in enumerate(roll.ceilings, roll.sound) if ceiling < cap]
+    wanting = [i for i in able if shares[i] + 1 < reach]
+    probes = [roll.sharing[i] for i in wanting]
+    turns, lent = _turns(roll, probes, roll.budget - sum(shares), roll.budget - floor, limits, now)
     if lent:
-        shares = _share(roll, total - 1, cap)
-    others = _without(roll.offline, turns)
-    offline = turns + others
+        shares, _ = _share(roll, total - 1, cap)
+    goals = shares.copy()
+    if probes:
+        with_slot = set(map(id, turns))
+        for i in wanting:
+            goals[i] += id(roll.sharing[i]) in with_slot
+    trying = _without(turns, probes) if probes else turns
+    others = _without(roll.offline, trying) if len(trying) < len(roll.offline) else []
+    offline = trying + others
     held = roll.held + [each.connecting for each in offline]
-    goals = shares + [1] * len(turns) + [0] * len(others)
+    goals += [1] * len(trying) + [0] * len(others)
     lacks = list(map(sub, goals, held))
     missing = [(i, lack) for i, lack in enumerate(lacks) if lack > 0] if lacks and max(lacks) > 0 else []
     return _Aim(
@@ -264,55 +299,81 @@ def _aim(sets: Sequence[S], waiting: int, limits: Limits, now: float) -> _Aim[S]
         wanted=sum(shares),
         turns=turns,
         passed_over=others + roll.unplaced,
+        unprobed=len(probes) + len(trying) > len(turns),
+        content=len(probes) < len(able),
         lent=lent,
         missing=missing,
         short=sum([lack for _, lack in missing]),
     )
 
 
-def _share(roll: _Roll[S], total: int, cap: int) -> list[int]:
-    """Share the total: to each its floor or the level, whichever is more, but no more than the cap.
+def _share(roll: _Roll[S], total: int, cap: int) -> tuple[list[int], float]:
+    """Share the total: to each its floor or the level, whichever is more, but no more than its ceiling or the cap.
 
     The level is the highest whose sum fits. What then remains goes, one each, to those that hold most already, so that
-    nothing is torn down here to be built up there.
+    nothing is torn down here to be built up there. Says also what those get that get most beyond their floors; without
+    end when all are at their ceilings and more is wanted.
     """
-    floors = roll.floors
-    rest, sharers = total, len(floors)
-    for floor in sorted(floors, reverse=True):
-        if floor * sharers <= rest:
-            break
-        rest -= floor
-        sharers -= 1
-    if not sharers:
-        return floors
-    level, remainder = divmod(rest, sharers)
-    if level >= cap:
-        return [cap] * len(floors)
-    shares = [max(floor, level) for floor in floors] if sharers < len(floors) else [level] * len(floors)
-    if remainder:
-        takers = [i for i, floor in enumerate(floors) if floor <= level]
-        takers.sort(key=roll.held.__getitem__, reverse=True)
+    level, reach, rest = _level(roll, total, cap)
+    even = level >= max(roll.floors, default=0)
+    shares = [level] * len(roll.floors) if even else [max(floor, level) for floor in roll.floors]
+    held = roll.held
+    if roll.ceilings:
+        shares = shares[: roll.sound] + _at_most(shares[roll.sound :], roll.ceilings)
+        held = held[: roll.sound] + _at_most(held[roll.sound :], roll.ceilings)
+    if rest:
+        tops = [cap] * roll.sound + roll.ceilings
+        takers = [i for i, (share, top) in enumerate(zip(shares, tops, strict=True)) if share == level < top]
+        takers.sort(key=held.__getitem__, reverse=True)
         if roll.ending:
             # Those whose own ending slots leave no room for one more come last: what they cannot have yet, the next
             # plan would give to another.
             takers.sort(key=lambda i: level + roll.endings[i] >= cap)
-        for i in takers[:remainder]:
+        for i in takers[:rest]:
             shares[i] += 1
-    return shares
+    return shares, reach
 
 
-def _turns(roll: _Roll[S], left: int, lendable: int, limits: Limits, now: float) -> tuple[list[S], bool]:
-    """Say which offline backends get their one slot, and whether the sharing ones have to lend it."""
-    offline = roll.offline
-    if left >= len(offline):
-        return offline, False
+def _level(roll: _Roll[S], total: int, cap: int) -> tuple[int, float, int]:
+    """Raise the level from zero for as long as the total lasts: each rises with it from its floor to its ceiling.
+
+    Gives the level, what the takers of the rest will have, and the rest.
+    """
+    begins, ends = Counter(roll.floors), Counter(roll.ceilings)
+    ends[cap] += roll.sound
+    level, rising, rest = 0, 0, total - sum(roll.floors)
+    for step in sorted({*begins, *ends}):
+        if rising * (step - level) >= rest:
+            break
+        rest -= rising * (step - level)
+        level = step
+        rising += begins[step] - ends[step]
+    if not rising:
+        return level, math.inf if rest else level, rest
+    more, rest = divmod(rest, rising)
+    level += more
+    return level, level + (rest > 0), rest
+
+
+def _at_most(amounts: list[int], ceilings: list[int]) -> list[int]:
+    """Cut each down to its ceiling."""
+    return list(map(min, amounts, ceilings))
+
+
+def _turns(
+    roll: _Roll[S], probes: list[S], left: int, lendable: int, limits: Limits, now: float
+) -> tuple[list[S], bool]:
+    """Say which backends without supply get their one slot, and whether the sharing ones have to lend it."""
+    everyone = roll.offline + probes
+    if left >= len(everyone):
+        return everyone, False
     if left > 0:
-        return sorted(offline, key=_turn)[:left], False
+        return sorted(everyone, key=_turn)[:left], False
     if lendable <= 0:
         return [], False
     if roll.demand < roll.budget:
-        return [min(offline, key=_turn)], True
-    extra = _extra_attempt(offline, limits, now)
+        return [min(everyone, key=_turn)], True
+    extra = _extra_attempt(roll.offline, limits, now)
     return extra, bool(extra)
 
 
@@ -344,8 +405,6 @@ def _due_at(each: Holding, limits: Limits) -> float:
 
 def _without(backends: list[S], some: list[S]) -> list[S]:
     """Return those of the backends that are not among some."""
-    if len(some) == len(backends):
-        return []
     known = set(map(id, some))
     return [each for each in backends if id(each) not in known]
 
@@ -356,29 +415,29 @@ def _plan(aim: _Aim[S], stop: list[tuple[S, int]], now: float) -> Plan[S]:
     waits = aim.short > sum([count for _, count in start])
     forgotten, forgotten_at = _forgotten(aim, stop, now)
     saturated = _saturated(aim)
-    starved = waits or bool(aim.passed_over) or _unsettled(aim, saturated=saturated)
+    starved = waits or bool(aim.passed_over) or aim.unprobed or _unsettled(aim, saturated=saturated)
     return Plan(tuple(start), tuple(stop), starved, forgotten, forgotten_at, saturated, aim.wanted)
 
 
 def _starts(aim: _Aim[S]) -> list[tuple[S, int]]:
-    """Start what the caps allow this moment: for the sharing backends first, for the poorest of them first."""
-    room, cap, sharing = aim.roll.room, aim.limits.max_slots_per_backend, len(aim.roll.sharing)
+    """Start what the caps allow this moment: for the supply first, and of that for the poorest backends first."""
+    room, cap, sound = aim.roll.room, aim.limits.max_slots_per_backend, aim.roll.sound
     wants: list[tuple[int, int, int]] = []
-    offline: list[S] = []
+    trying: list[S] = []
     for i, lack in aim.missing:
         each, held = aim.sets[i], aim.held[i]
         fits = min(lack, cap - held - each.ending)
         if fits <= 0:
             continue
-        if i < sharing:
+        if i < sound:
             wants.append((held, i, fits))
         else:
-            offline.append(each)
+            trying.append(each)
     start = [(aim.sets[i], count) for i, count in _poorest_first(wants, room)]
     room -= sum([count for _, count in start])
-    if len(offline) > room:
-        offline = sorted(offline, key=_turn)[: max(0, room)]
-    return start + [(each, 1) for each in offline]
+    if len(trying) > room:
+        trying = sorted(trying, key=_turn)[: max(0, room)]
+    return start + [(each, 1) for each in trying]
 
 
 def _poorest_first(wants: list[tuple[int, int, int]], room: int) -> list[tuple[int, int]]:
@@ -430,9 +489,8 @@ def _take(amounts: list[int], need: int) -> list[int]:
 
 
 def _patient(aim: _Aim[S], now: float) -> list[S]:
-    """Offline backends without their slot that would only back off with it."""
-    sharing = len(aim.roll.sharing)
-    return [aim.sets[i] for i, _ in aim.missing if i >= sharing and aim.sets[i].next_attempt > now]
+    """Backends without the slot for their attempt that would only back off with it."""
+    return [aim.sets[i] for i, _ in aim.missing if i >= aim.roll.sound and aim.sets[i].next_attempt > now]
 
 
 def _forgotten(aim: _Aim[S], stop: list[tuple[S, int]], now: float) -> tuple[S | None, float]:
@@ -459,8 +517,9 @@ def _saturated(aim: _Aim[S]) -> bool:
     roll = aim.roll
     if roll.demand >= roll.budget:
         return True
-    most = min(roll.budget, aim.limits.max_slots_per_backend * len(roll.sharing))
-    return aim.wanted >= most and not aim.lent and not aim.passed_over
+    if aim.lent or aim.passed_over or aim.unprobed or aim.content:
+        return False
+    return aim.wanted >= min(roll.budget, aim.limits.max_slots_per_backend * roll.sound + sum(roll.ceilings))
 
 
 def _unsettled(aim: _Aim[S], *, saturated: bool) -> bool:
