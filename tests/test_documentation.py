@@ -18,13 +18,16 @@ import pytest
 
 from qorb import Policy, events
 from qorb._core.states import diagram
+from qorb.resolvers import DnsPolicy
 from qorb.stats import BackendStats, Ledger, PoolStats
+from tests.name_server import name_server
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 PACKAGES = ("qorb", "qorb.connectors", "qorb.resolvers", "qorb.testing")
 TESTED_ELSEWHERE = {"docs/testing-your-application.md"}
 PLACEHOLDERS = ("127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003")
+DNS_PLACEHOLDER = "127.0.0.1:5353"
 
 
 class Echo(socketserver.StreamRequestHandler):
@@ -47,14 +50,23 @@ def echo_servers():
         thread.join()
 
 
+@pytest.fixture
+def dns_server(echo_servers):
+    with name_server() as server:
+        for number, address in enumerate(echo_servers):
+            server.srv(f"0 1 {address.rpartition(':')[2]} echo-{number}.demo.test.")
+            server.add(f"echo-{number}.demo.test", "A", "127.0.0.1")
+        yield server.address
+
+
 def code_of(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     return "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in TESTED_ELSEWHERE and code_of(page)])
-def test_the_code_of_a_page_is_a_program_that_runs_without_a_warning(page, echo_servers, tmp_path):
-    code = code_of(page)
+def test_the_code_of_a_page_is_a_program_that_runs_without_a_warning(page, echo_servers, dns_server, tmp_path):
+    code = code_of(page).replace(DNS_PLACEHOLDER, dns_server)
     for placeholder, address in zip(PLACEHOLDERS, echo_servers, strict=True):
         code = code.replace(placeholder, address)
     program = tmp_path / "program.py"
@@ -82,6 +94,12 @@ def test_the_policy_page_has_every_field_with_its_default():
     rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", (ROOT / "docs/policy.md").read_text(encoding="utf-8"), re.MULTILINE)
     said = {name: math.inf if default == "inf" else float(default) for name, default in rows}
     assert said == {field.name: field.default for field in dataclasses.fields(Policy)}
+
+
+def test_the_dns_page_has_every_field_of_its_policy_with_its_default():
+    text = (ROOT / "docs/dns.md").read_text(encoding="utf-8").partition("| field | default |")[2].partition("\n\n")[0]
+    said = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", text, re.MULTILINE))
+    assert said == {field.name: str(field.default) for field in dataclasses.fields(DnsPolicy)}
 
 
 def test_the_observing_page_has_every_event_with_its_fields():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 
 import pytest
 
-from qorb import Backend, ClaimTimeoutError, Pool, events
+from qorb import Backend, ClaimTimeoutError, Pool, ResolveError, events
+from qorb.publishing import publisher_of
 from qorb.resolvers import FixedResolver, ManualResolver
 from qorb.testing import FakeConnector, run, settle
 from tests.phases import PHASES, Stage, play
@@ -44,9 +45,26 @@ KINDS = {
     "RebalanceStart": {"plan"},
     "RebalanceDone": {"plan"},
     "ResolverUpdated": {"added", "removed", "changed"},
+    "ResolverFailed": {"reason"},
+    "ResolverQueryStart": {"server", "question"},
+    "ResolverQueryDone": {"server", "question", "records", "ttl"},
+    "ResolverQueryFailed": {"server", "question", "reason"},
     "PoolTerminateStart": {"left"},
     "PoolTerminateDone": {"left"},
 }
+
+
+class AskingResolver(ManualResolver):
+    """Tells of a question that is answered and of one that is not, before it publishes what it was given."""
+
+    async def watch(self, publish: Callable[[Iterable[Backend]], None]) -> None:
+        told = publisher_of(publish)
+        told.query_started("10.0.0.53:53", "main A")
+        told.query_done("10.0.0.53:53", "main A", 2, 30.0)
+        told.query_started("10.0.0.53:53", "main AAAA")
+        told.query_failed("10.0.0.53:53", "main AAAA", "no answer")
+        told.failed(ResolveError("no answer", "main"))
+        await super().watch(publish)
 
 
 def everything(seed: int = 0) -> list[events.Event]:
@@ -54,7 +72,7 @@ def everything(seed: int = 0) -> list[events.Event]:
 
     async def main() -> list[events.Event]:
         connector = FakeConnector()
-        resolver = ManualResolver(backends(2))
+        resolver = AskingResolver(backends(2))
         policy = {"spares_wanted": 2, "max_slots": 2, "health_interval": 10, "spread": 0, "rebalance_interval": 30}
         async with opened(resolver, connector, observed=True, **policy) as watched:
             await hold(watched.pool, 0.1)
@@ -104,10 +122,10 @@ def test_a_value_is_what_its_name_says():
             if field.name in ("claim_id", "slot_id"):
                 assert isinstance(value, int), event
                 assert 0 < value < 2**63, event
-            elif field.name in ("backend", "reason", "old", "new", "left", "pool"):
+            elif field.name in ("backend", "reason", "old", "new", "left", "pool", "server", "question"):
                 assert isinstance(value, str), event
                 assert value, event
-            elif field.name == "wait":
+            elif field.name in ("wait", "records", "ttl"):
                 assert value >= 0
             elif field.name == "plan":
                 assert isinstance(value, Mapping)
@@ -143,6 +161,7 @@ def test_every_claim_begins_once_and_ends_once_and_what_concerns_it_lies_between
         (events.RecycleStart, (events.RecycleDone, events.RecycleFailed), "slot_id"),
         (events.HandleClaimed, (events.HandleReturned,), "claim_id"),
         (events.RebalanceStart, (events.RebalanceDone,), "pool"),
+        (events.ResolverQueryStart, (events.ResolverQueryDone, events.ResolverQueryFailed), "question"),
     ],
 )
 def test_what_starts_ends_and_nothing_ends_that_has_not_started(seed, start, ends, key):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
 import re
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 
-from qorb._demo.dns import DnsServer, Zone
 from qorb._resolve.notes import Notes
 from qorb._resolve.picture import News, news, picture
 from qorb._resolve.words import changes, harmless
@@ -22,51 +19,18 @@ from qorb.cli import main
 from qorb.errors import ResolveError
 from qorb.resolvers.dns import DnsPolicy, Failed, NoRecords, Question, Records, Server, Srv
 from qorb.testing import run
+from tests.name_server import SERVICE, name_server
 
-SERVICE = "_echo._tcp.demo.test"
 NOBODY = "127.0.0.1:1"
 HINT = "(for the addresses of a plain host name give --default-port)"
 
 
-class Served:
-    """A DNS server that runs in a thread of its own."""
-
-    def __init__(self):
-        self.zone = Zone("demo.test", 7)
-        self.server = DnsServer(self.zone)
-        self._loop = asyncio.new_event_loop()
-        self._up: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
-        self._thread.start()
-        self.address = self._up.get()
-
-    async def _serve(self):
-        self._end = self._loop.create_future()
-        await self.server.start()
-        self._up.put(self.server.address)
-        await self._end
-        self.server.stop()
-        await asyncio.sleep(0.01)  # transports close in the turns that follow
-
-    def srv(self, text):
-        self.zone.add(SERVICE, "SRV", text)
-
-    def do(self, function, *arguments):
-        self._loop.call_soon_threadsafe(function, *arguments)
-
-    def stop(self):
-        self.do(self._end.set_result, None)
-        self._thread.join()
-        self._loop.close()
-
-
 @pytest.fixture
 def served():
-    served = Served()
-    served.srv("10 5 7001 echo-1.demo.test.")
-    served.zone.add("echo-1.demo.test", "A", "10.0.0.1")
-    yield served
-    served.stop()
+    with name_server() as served:
+        served.srv("10 5 7001 echo-1.demo.test.")
+        served.add("echo-1.demo.test", "A", "10.0.0.1")
+        yield served
 
 
 @pytest.fixture
@@ -134,8 +98,8 @@ def test_json_has_it_all_in_one_object(found, served):
 
 
 def test_a_plain_name_gives_its_addresses_at_the_default_port(found, served):
-    served.zone.add("db.demo.test", "A", "10.0.0.2")
-    served.zone.add("db.demo.test", "AAAA", "fd00::2")
+    served.add("db.demo.test", "A", "10.0.0.2")
+    served.add("db.demo.test", "AAAA", "fd00::2")
     places = {(one["address"], one["port"]) for one in found("--default-port", "5432", name="db.demo.test")["backends"]}
     assert places == {("10.0.0.2", 5432), ("fd00::2", 5432)}
     only = found("--default-port", "5432", "--family", "ipv6", name="db.demo.test")["backends"]
@@ -145,7 +109,7 @@ def test_a_plain_name_gives_its_addresses_at_the_default_port(found, served):
 def test_an_answer_too_big_for_a_datagram_comes_over_tcp(found, served):
     for number in range(2, 65):
         served.srv(f"10 5 7001 echo-{number}.demo.test.")
-        served.zone.add(f"echo-{number}.demo.test", "A", f"10.0.0.{number}")
+        served.add(f"echo-{number}.demo.test", "A", f"10.0.0.{number}")
     assert len(found()["backends"]) == 64
 
 
@@ -167,7 +131,7 @@ def test_an_answer_too_big_for_a_datagram_comes_over_tcp(found, served):
 )
 def test_what_is_odd_is_warned_of(records, warning, found, served):
     for record in records:
-        served.zone.add(*record)
+        served.add(*record)
     assert found()["warnings"] == [warning]
 
 
@@ -275,8 +239,8 @@ def test_changes_are_shown_as_they_come_until_ctrl_c(served):
     served.zone.ttl = 1
     with watching(served.address) as program:
         read_until("who answered", program)
-        served.do(served.srv, "20 1 7002 echo-2.demo.test.")
-        served.do(served.zone.add, "echo-2.demo.test", "A", "10.0.0.2")
+        served.srv("20 1 7002 echo-2.demo.test.")
+        served.add("echo-2.demo.test", "A", "10.0.0.2")
         line = read_until("echo-2", program)
         assert re.fullmatch(
             r"\d\d:\d\d:\d\d  \+ echo-2\.demo\.test:7002  10\.0\.0\.2:7002 priority 20 weight 1 TTL 1 s\n", line
@@ -291,7 +255,7 @@ def test_json_is_one_object_a_line_and_says_what_is_new(served):
     with watching(served.address, "--json") as program:
         assert [one["priority"] for one in json.loads(program.stdout.readline())["backends"]] == [10]
         served.do(served.zone.remove, SERVICE, "SRV", "10 5 7001 echo-1.demo.test.")
-        served.do(served.srv, "10 6 7001 echo-1.demo.test.")
+        served.srv("10 6 7001 echo-1.demo.test.")
         said = json.loads(program.stdout.readline())
         program.send_signal(signal.SIGINT)
         program.communicate()

@@ -122,6 +122,11 @@ class DnsServer:
             tcp.close()
             raise
 
+    @property
+    def receiving(self) -> bool:
+        """Whether it has a socket open: stop() closes them in the turns of the loop that follow."""
+        return self._datagrams is not None or bool(self._conversations)
+
     def fall_silent(self) -> None:
         """Take queries and answer none."""
         self.silent = True

@@ -68,7 +68,7 @@ class DnsResolver(Resolver):
         await self.follow(publish, Journal(self.service, publisher_of(publish)))
 
     async def follow(self, publish: Callable[[Iterable[Backend]], None], journal: Journal) -> None:
-        """Do what watch() does, and tell this journal of it."""
+        """Do what watch() does, until cancelled, and tell this journal of it."""
         knowledge = Knowledge(self.service, self._default_port, self._policy, self._policy.max_backends)
         await DnsWatch(knowledge, self._policy, self._servers, self._client, publish, journal).run()
 
