@@ -40,7 +40,9 @@ def in_pieces(asked: Asked) -> Sequence[Sent | bytes]:
 
 
 def closed_half_way(asked: Asked) -> Sequence[Sent | bytes]:
-    """Over TCP the first answer stops half-way; the next one is whole."""
+    """Over TCP the first answer stops half-way; the next one is whole. The addresses come as they should."""
+    if asked.query.kind != SRV:
+        return well(asked)
     if not asked.tcp or asked.number > 1:
         return truncated(asked)
     message = bytes(good(asked))
