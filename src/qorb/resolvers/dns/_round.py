@@ -25,6 +25,8 @@ QUIET = 0.05
 _LEAD = 1.0
 """An answer is asked for again so many seconds before its TTL has passed, or a tenth of the TTL if that is less."""
 _OTHER_FAMILY: dict[Kind, Kind] = {"A": "AAAA", "AAAA": "A"}
+_LONG = 3600.0
+"""No timer is set further away than this many seconds: event loops differ in what they can represent."""
 _OVERDUE = 1.0
 """A query that has waited so many seconds no longer counts as in flight."""
 _BATCH = 50
@@ -212,7 +214,7 @@ class Round:
             await asyncio.sleep(0)
             return
         self._waker = self._loop.create_future()
-        timer = self._loop.call_at(until, self._wake)
+        timer = self._loop.call_at(min(until, self._loop.time() + _LONG), self._wake)
         try:
             await self._waker
         finally:

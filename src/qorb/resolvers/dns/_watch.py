@@ -65,7 +65,9 @@ class DnsWatch:
             while True:
                 due = await self._round()
                 self._expire()
-                await asyncio.sleep(due - self._loop.time())
+                while (left := due - self._loop.time()) > 0:
+                    await asyncio.sleep(min(left, _FOREVER))
+                await asyncio.sleep(0)
         finally:
             if self._timer is not None:
                 self._timer.cancel()
