@@ -25,6 +25,7 @@ def test_help_lists_the_commands():
     said = run_qorb("--help")
     assert said.returncode == 0
     assert "demo" in said.stdout
+    assert "resolve" in said.stdout
     assert said.stderr == ""
 
 

@@ -11,27 +11,36 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import termios
+import threading
 
+import dns.asyncquery
+import dns.flags
+import dns.message
+import dns.opcode
+import dns.rcode
 import pytest
 from rich.cells import cell_len
 
 from qorb import Backend, BackendStats, Ledger, Policy, Pool, PoolState, PoolStats
+from qorb._demo import dns as demo_dns
 from qorb._demo import servers
 from qorb._demo._rich import LiveView
 from qorb._demo.clients import Clients, Tally
 from qorb._demo.connector import EchoConnector
 from qorb._demo.demo import DemoOptions, Interruption, demo_policy
+from qorb._demo.dns import DnsServer, Zone
 from qorb._demo.frame import WINDOW, Meter, percentile
 from qorb._demo.journal import Entry, Journal, Kind, printable
 from qorb._demo.plain import PlainView
-from qorb._demo.report import Census, Report
+from qorb._demo.report import Census, Counter, Report
 from qorb._demo.scenario import Stage, scenario
-from qorb._demo.servers import EchoServer, Health
+from qorb._demo.servers import EchoServer, Health, server_name
 from qorb.cli import main
-from qorb.events import HealthCheckFailed, SlotSetOffline
+from qorb.events import HealthCheckFailed, ResolverFailed, ResolverQueryDone, ResolverUpdated, SlotSetOffline
 from qorb.resolvers import ManualResolver
 
 NOTHING = Ledger(tasks=(), timers=0, connections=0, waiters=0, threads=0)
@@ -139,6 +148,129 @@ def test_a_server_remembers_since_when_it_has_been_well(run_real):
     run_real(main)
 
 
+# The DNS server
+
+
+@contextlib.asynccontextmanager
+async def running_dns():
+    server = DnsServer(Zone("demo.test", 1))
+    server.zone.add("_echo._tcp.demo.test", "SRV", "1 2 7001 echo-1.demo.test.")
+    server.zone.add("echo-1.demo.test", "A", "127.0.0.1")
+    server.zone.add("echo-1.demo.test", "AAAA", "::1")
+    await server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        await until(lambda: not server.receiving)
+
+
+async def ask(server, name, kind, tcp=False):
+    """Ask as a client does that is not ours. Return the code, and the answers as zone files have them."""
+    query = dns.message.make_query(name, kind)
+    host, _, port = server.address.rpartition(":")
+    how = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
+    reply = await how(query, host, port=int(port), timeout=60)
+    values = [item.to_text() for rrset in reply.answer for item in rrset]
+    return dns.rcode.to_text(reply.rcode()), sorted(values)
+
+
+@pytest.mark.parametrize("tcp", [False, True], ids=["UDP", "TCP"])
+def test_the_dns_server_says_what_is_in_its_zone_and_what_is_not(tcp, run_real):
+    async def main():
+        async with running_dns() as server:
+            assert await ask(server, "_echo._tcp.demo.test", "SRV", tcp) == ("NOERROR", ["1 2 7001 echo-1.demo.test."])
+            assert await ask(server, "ECHO-1.Demo.Test", "A", tcp) == ("NOERROR", ["127.0.0.1"])
+            assert await ask(server, "echo-1.demo.test", "AAAA", tcp) == ("NOERROR", ["::1"])
+            assert await ask(server, "echo-1.demo.test", "TXT", tcp) == ("NOERROR", [])
+            assert await ask(server, "echo-2.demo.test", "A", tcp) == ("NXDOMAIN", [])
+            assert await ask(server, "example.com", "A", tcp) == ("REFUSED", [])
+            assert server.answered == 6
+
+    run_real(main)
+
+
+def test_a_change_of_the_zone_holds_from_the_next_query_on(run_real):
+    async def main():
+        async with running_dns() as server:
+            server.zone.add("echo-1.demo.test", "A", "127.0.0.2")
+            assert await ask(server, "echo-1.demo.test", "A") == ("NOERROR", ["127.0.0.1", "127.0.0.2"])
+            server.zone.remove("echo-1.demo.test", "A", "127.0.0.1")
+            assert await ask(server, "echo-1.demo.test", "A") == ("NOERROR", ["127.0.0.2"])
+            server.zone.remove("echo-1.demo.test", "A", "127.0.0.2")
+            server.zone.remove("echo-1.demo.test", "AAAA", "::1")
+            assert await ask(server, "echo-1.demo.test", "A") == ("NXDOMAIN", [])
+            with pytest.raises(ValueError, match="not in list"):
+                server.zone.remove("echo-1.demo.test", "A", "127.0.0.1")
+
+    run_real(main)
+
+
+def test_what_is_too_long_for_a_datagram_is_truncated_and_comes_over_tcp(run_real):
+    async def main():
+        async with running_dns() as server:
+            for number in range(100):
+                server.zone.add("many.demo.test", "A", f"127.0.1.{number}")
+            reply = dns.message.from_wire(
+                server.reply(dns.message.make_query("many.demo.test", "A").to_wire(), udp=True)
+            )
+            assert reply.flags & dns.flags.TC
+            assert not reply.answer
+            assert len((await ask(server, "many.demo.test", "A", tcp=True))[1]) == 100
+
+    run_real(main)
+
+
+def test_what_is_no_query_gets_no_answer_and_harms_nothing(run_real):
+    async def main():
+        async with running_dns() as server:
+            answer = dns.message.make_response(dns.message.make_query("demo.test", "A")).to_wire()
+            for wire in (b"", b"\0" * 5, b"\xff" * 100, answer):
+                assert server.reply(wire, udp=True) is None
+            notify = dns.message.make_query("demo.test", "A")
+            notify.set_opcode(dns.opcode.NOTIFY)
+            assert dns.message.from_wire(server.reply(notify.to_wire(), udp=True)).rcode() == dns.rcode.NOTIMP
+            host, _, port = server.address.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"\xff\xff")  # the length of a query that nobody needs
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            await hang_up(writer)
+            assert await ask(server, "echo-1.demo.test", "A") == ("NOERROR", ["127.0.0.1"])
+
+    run_real(main)
+
+
+def test_a_silent_dns_server_answers_nothing_until_it_answers_again():
+    server = DnsServer(Zone("demo.test", 1))
+    query = dns.message.make_query("demo.test", "A").to_wire()
+    server.fall_silent()
+    assert server.reply(query, udp=True) is None
+    server.answer_again()
+    assert server.reply(query, udp=True) is not None
+    assert server.answered == 1
+
+
+def test_the_backends_of_the_stage_are_those_that_its_dns_server_names(run_real):
+    async def main():
+        async with Stage(2) as stage, stage.resolver().monitor() as monitor:
+            assert sorted(map(server_name, await monitor.changed())) == ["echo-1", "echo-2"]
+            assert {backend.address for backend in monitor.backends.values()} == {
+                server.backend.address for server in stage.servers.values()
+            }
+            await stage.remove("echo-1")
+            assert list(map(server_name, await monitor.changed())) == ["echo-2"]
+            assert stage.condition_of_dns().startswith("DNS answers, 1 SRV records, TTL 1 s, ")
+            await stage.silence()
+            assert stage.condition_of_dns().startswith("DNS silent, ")
+            await stage.add("echo-3")
+            assert sorted(map(server_name, await monitor.changed())) == ["echo-2", "echo-3"]
+        await stage.deserted(60)
+        await until(lambda: not stage.dns.receiving)
+
+    run_real(main)
+
+
 # The clients
 
 
@@ -241,6 +373,27 @@ def test_checks_that_fail_together_are_told_once_and_again_after_the_next_step(r
         told = [entry.text.partition(",")[0] for entry in journal.take() if entry.kind is Kind.POOL]
         failure = "echo-2 failed a health check (TimeoutError)"
         assert told == [failure, failure, "echo-2 is offline"]
+
+    run_real(main)
+
+
+def test_what_the_resolver_finds_is_told_once_while_it_goes_on(run_real):
+    async def main():
+        with Journal() as journal:
+            failed = ResolverFailed("demo", "DNS: _echo._tcp.demo.test SRV: 127.0.0.1:5353: no answer within 1.5 s")
+            answered = ResolverQueryDone("demo", "127.0.0.1:5353", "_echo._tcp.demo.test SRV", 2, 1.0)
+            for event in (answered, failed, failed, answered, answered):
+                journal.observe(event)
+            journal.observe(ResolverUpdated("demo", tuple(f"echo-{n}.demo.test:1" for n in range(6)), (), ()))
+            logging.getLogger("qorb.dns").warning("no answer within 1.5 s")
+            logging.getLogger("qorb.dns").error("a mistake")
+            told = [entry.text.rpartition(", after")[0] or entry.text for entry in journal.take()]
+        assert told == [
+            "no answer within 1.5 s from DNS; what is known stays",
+            "DNS has answered again",
+            "DNS: echo-0, echo-1, echo-2, echo-3 and 2 more added",
+            "error: a mistake",
+        ]
 
     run_real(main)
 
@@ -406,6 +559,51 @@ def test_a_good_report_says_that_nothing_is_left():
 def test_a_report_is_not_good_when_anything_is_left_or_went_wrong(changes, said):
     assert not report(**changes).good
     assert said in report(**changes).lines()
+
+
+def test_the_report_fits_80_columns():
+    assert max(map(len, report().lines())) <= 80
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells of sockets and threads in /proc")
+def test_sockets_and_threads_that_nobody_owns_up_to_are_counted(run_real):
+    async def main():
+        async with Stage(2) as stage:
+            counter = Counter(Pool("demo", ManualResolver(), EchoConnector()), stage)
+            server = stage.servers["echo-1"]
+            server.kill()
+            await server.revive()
+            assert counter.census().sockets == 0
+            client = socket.create_connection(server.backend.address)
+            await until(lambda: server.connections)
+            end = threading.Event()
+            thread = threading.Thread(target=end.wait)
+            thread.start()
+            counted = counter.census()
+            assert (counted.sockets, counted.threads, counted.empty) == (1, 1, False)
+            assert (await counter.settled(0.001)).sockets == 1
+            end.set()
+            thread.join()
+            client.close()
+            assert (await counter.settled(60)).empty
+        await until(lambda: not stage.dns.receiving)
+
+    run_real(main)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells of sockets and threads in /proc")
+def test_what_a_resolver_has_open_while_it_asks_is_counted_and_its_idle_thread_is_not(run_real):
+    async def main():
+        async with Stage(2) as stage:
+            counter = Counter(Pool("demo", ManualResolver(), EchoConnector()), stage)
+            await stage.silence()
+            async with stage.resolver().monitor():
+                await until(lambda: counter.census().sockets)
+            assert (await counter.settled(60)).empty
+            assert any("shutdown" in thread.name for thread in threading.enumerate())
+        await until(lambda: not stage.dns.receiving)
+
+    run_real(main)
 
 
 # Signals
@@ -622,7 +820,29 @@ def test_a_terminal_gets_plain_lines_when_there_can_be_no_table(terminal, argume
     assert "\x1b" not in terminal.screen
 
 
+WITHOUT = "import sys; sys.modules[{!r}] = None; from qorb.cli import main; sys.exit(main(['demo']))"
+
+
+@pytest.mark.parametrize("package", ["aiodns", "pycares", "dns"])
+def test_without_the_packages_that_it_needs_one_sentence_says_what_to_install(package):
+    command = [sys.executable, "-W", "error", "-c", WITHOUT.format(package)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == 'qorb demo: it needs aiodns and dnspython; run: pip install "qorb[demo]"\n'
+
+
 # No port
+
+
+def test_a_demo_whose_dns_server_gets_no_port_says_so_too(monkeypatch, capsys):
+    def refuse():
+        raise OSError(errno.EADDRINUSE, "Address already in use")
+
+    monkeypatch.setattr(demo_dns, "_bind_both", refuse)
+    assert main(["demo", "--plain", "--seconds", "3"]) == 1
+    told = capsys.readouterr()
+    assert "the server dns did not get a free port on 127.0.0.1: Address already in use. Nothing is left" in told.err
+    assert "Traceback" not in told.out + told.err
 
 
 @pytest.mark.parametrize("served", [0, 1, 3])

@@ -107,7 +107,7 @@ class Journal(logging.Handler):
                 self._notice(f"DNS: {'; '.join(told)}")
             case ResolverFailed(reason=reason) if not self._dns_fails:
                 self._dns_fails = True
-                self._notice(f"{reason.rpartition(': ')[2]} from DNS; the set of backends stays")
+                self._notice(f"{reason.rpartition(': ')[2]} from DNS; what is known stays")
             case ResolverQueryDone() if self._dns_fails:
                 self._dns_fails = False
                 self._notice("DNS has answered again")

@@ -102,7 +102,7 @@ class Report:
         yield f"{'':42}{'before':>8}{'after':>8}"
         for label, before, after in self._counts():
             yield f"  {label:<40}{before:8}{after:8}"
-        yield "* without the one idle daemon thread that pycares, which asks DNS, keeps in a process"
+        yield "* but for one idle daemon thread, which pycares (it asks DNS) keeps in a process"
         yield f"left: {self._left()}"
         yield ""
         tally = self.tally
