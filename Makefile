@@ -15,6 +15,8 @@ CHECKED := src tests benchmarks examples tools
 SOURCES := $(shell find src -not -name '*.pyc' -not -name __pycache__) pyproject.toml README.md LICENSE
 
 SEEDS ?= 500
+FUZZ_SECONDS ?= 60
+FUZZ_ARGS ?=
 BENCH_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
@@ -74,6 +76,10 @@ demo: .venv-demo/.installed ## Watch a pool over servers that die, hang and come
 simulate: $(VENV)/.wheel ## Run the simulation with SEEDS=500 (or any number of) seeds
 	$(RUN) tests.simulation --seeds $(SEEDS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.wheel ## Try mutated DNS answers out for FUZZ_SECONDS=60; FUZZ_ARGS="--seed N" chooses which
+	$(RUN) tests.resolvers.dns.real.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+
 .PHONY: test-matrix
 test-matrix: $(VENV)/.wheel ## Run the tests on every supported Python, with uvloop and with eager tasks
 	$(RUN) tools.matrix $(PYTEST_ARGS)
@@ -93,6 +99,21 @@ format: $(VENV)/.installed ## Format the code and repair what can be repaired sa
 
 .PHONY: wheel
 wheel: $(VENV)/.wheel ## Build the wheel and install it, with its extras, into .venv
+
+# /usr/sbin is on nobody's path but root's.
+.PHONY: system-deps
+system-deps: ## Install what some tests need of the system: the DNS server knot (on Debian, as root)
+	@if PATH="$$PATH:/usr/local/sbin:/usr/sbin" command -v knotd >/dev/null; then \
+	    echo 'knotd is there.'; \
+	elif ! command -v apt-get >/dev/null; then \
+	    echo 'This is not Debian: install the DNS server knot (its program knotd) yourself.' >&2; exit 1; \
+	elif [ "$$(id -u)" -ne 0 ]; then \
+	    echo 'Only root can install knot: run "sudo make system-deps".' >&2; exit 1; \
+	else \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    install() { apt-get install --yes --quiet --no-install-recommends knot; }; \
+	    install || { apt-get update --quiet && install; }; \
+	fi
 
 .PHONY: constraints
 constraints: ## Take the newest versions of what the checks need into constraints.txt

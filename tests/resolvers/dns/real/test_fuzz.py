@@ -12,7 +12,7 @@ from tests.resolvers.dns.real.turns import run_measured
 
 def test_no_mutated_answer_does_what_none_may() -> None:
     with scripted_server(fuzz.__name__) as server:
-        assert run_measured(lambda: fuzz.fuzz(server, 1, numbers=range(1_000))) == 1_000
+        assert run_measured(lambda: fuzz.fuzz(server, 1, numbers=range(500))) == 500
 
 
 @pytest.mark.parametrize(

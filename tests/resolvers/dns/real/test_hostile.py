@@ -80,6 +80,12 @@ def unusable() -> list[Hostile]:
     return [case for case in CORPUS.values() if case.outcome in {"malformed", "failed", "ignored"}]
 
 
+def assert_only_grew(seen: Seen, whole: Found) -> None:
+    """What was published was the whole from some moment on, and only parts of it before, when an answer took its time."""
+    assert seen.sets.index(whole) == len(seen.sets) - 1
+    assert all(found.items() <= whole.items() for found in seen.sets)
+
+
 def test_no_hostile_answer_costs_what_was_known(hostile: ScriptedServer, run_real: RunReal) -> None:
     policy = DnsPolicy(max_ttl=1.0, query_timeout=0.7, retry_interval=1.0)
 
@@ -93,7 +99,7 @@ def test_no_hostile_answer_costs_what_was_known(hostile: ScriptedServer, run_rea
             for domain, seen in all_seen.items():
                 await seen.until_published(found_in(domain))
                 await seen.until(lambda seen=seen: seen.rounds >= 3)  # type: ignore[misc]
-                assert seen.sets == [found_in(domain)], domain
+                assert_only_grew(seen, found_in(domain))
                 assert seen.errors, domain
 
     run_real(main)
@@ -113,7 +119,7 @@ def test_a_good_server_serves_beside_each_hostile_one(
                 all_seen[domain] = await stack.enter_async_context(watching(resolver))
             for domain, seen in all_seen.items():
                 await seen.until_published(found_in(domain))
-                assert seen.sets == [found_in(domain)]
+                assert_only_grew(seen, found_in(domain))
 
     run_real(main)
 
