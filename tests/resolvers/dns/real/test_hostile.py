@@ -81,7 +81,7 @@ def unusable() -> list[Hostile]:
 
 
 def assert_only_grew(seen: Seen, whole: Found) -> None:
-    """What was published was the whole from some moment on, and only parts of it before, when an answer took its time."""
+    """The whole was published at last and stayed; before that only parts of it, when an answer took its time."""
     assert seen.sets.index(whole) == len(seen.sets) - 1
     assert all(found.items() <= whole.items() for found in seen.sets)
 
