@@ -130,7 +130,11 @@ def count() -> tuple[int, int]:
 
 
 def until(true: Any) -> None:
+    """Wait until this is true; give up where nothing else would end this process, which may be a child."""
+    give_up = time.monotonic() + 60
     while not true():
+        if time.monotonic() > give_up:
+            os._exit(3)
         time.sleep(0.001)
 
 
