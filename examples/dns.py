@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -53,13 +52,13 @@ async def use(pool: Pool[TcpStream], failures: list[str], *, echo: bool) -> None
 
 
 async def main(options: argparse.Namespace) -> int:
-    """Use the service for so many seconds. Give 1 when no claim was served, else 0."""
+    """Use the service for so many seconds, or until Ctrl-C. Give 1 when no claim was served, else 0."""
     resolver = DnsResolver(options.service, options.nameserver, default_port=options.default_port)
     policy = Policy(spares_wanted=2, max_slots=8, claim_timeout=5.0, connect_timeout=2.0)
     failures: list[str] = []
     async with Pool(options.service, resolver, TcpConnector(), policy, observer=tell) as pool:
         clients = [asyncio.create_task(use(pool, failures, echo=options.echo)) for _ in range(options.clients)]
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(options.seconds):
                 while True:
                     await asyncio.sleep(1)
@@ -67,13 +66,15 @@ async def main(options: argparse.Namespace) -> int:
                     for name, backend in stats.backends.items():
                         print(f"  {name}: {'online' if backend.online else 'offline'}, {backend.total_claims} claims")
                     print(f"{stats.claims} claims, {len(failures)} failures {failures[-1:]}", flush=True)
-        for client in clients:
-            client.cancel()
-        await asyncio.wait(clients)
-        claims = pool.stats().claims
-        await pool.terminate()
-        print(f"{claims} claims, {len(failures)} failures; left of the pool: {pool.ledger()}")
-    return 0 if claims else 1
+        except TimeoutError:
+            return 0 if pool.stats().claims else 1
+        finally:
+            for client in clients:
+                client.cancel()
+            await asyncio.wait(clients)
+            claims = pool.stats().claims
+            await pool.terminate()
+            print(f"{claims} claims, {len(failures)} failures; left of the pool: {pool.ledger()}")
 
 
 def read_options() -> argparse.Namespace:
@@ -89,5 +90,7 @@ def read_options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         sys.exit(asyncio.run(main(read_options())))
+    except KeyboardInterrupt:
+        sys.exit(130)

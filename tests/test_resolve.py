@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -273,6 +274,30 @@ def test_that_nothing_is_found_is_said_once_until_something_is(served):
         program.send_signal(signal.SIGINT)
         program.communicate()
     assert "+ echo-1.demo.test:7001  10.0.0.1:7001" in line
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(served):
+    served.zone.ttl = 1
+    with watching(served.address) as program:
+        read_until("who answered", program)
+        program.stdout.close()
+        # The buffer of the pipe takes nothing any more: the first change ends it.
+        served.srv("20 1 7002 echo-1.demo.test.")
+        complaints = program.stderr.read()
+    assert (program.returncode, complaints) == (141, "")
+
+
+def test_ctrl_c_ends_a_look_up_that_is_under_way_at_once(served):
+    served.server.fall_silent()
+    command = [sys.executable, "-W", "error", "-m", "qorb.cli", "resolve", SERVICE, "--nameserver", served.address]
+    with subprocess.Popen(
+        [*command, "--timeout", "3600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        while not served.server.unanswered:
+            time.sleep(0.001)
+        program.send_signal(signal.SIGINT)
+        assert program.communicate() == ("", "")
+    assert program.returncode == 130
 
 
 # What follows from the notes

@@ -97,6 +97,8 @@ class DnsServer:
         self.zone = zone
         self.answered = 0
         """How many queries it has answered so far."""
+        self.unanswered = 0
+        """How many messages it has received while it was silent."""
         self.silent = False
         self._port = 0
         self._datagrams: asyncio.DatagramTransport | None = None
@@ -169,6 +171,7 @@ class DnsServer:
     def reply(self, wire: bytes, *, udp: bool) -> bytes | None:
         """Give what to send for a message; None: nothing, as for what is no query."""
         if self.silent:
+            self.unanswered += 1
             return None
         try:
             query = dns.message.from_wire(wire)
