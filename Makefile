@@ -69,7 +69,7 @@ coverage: $(VENV)/.wheel ## Ask that the tests of the core reach every line and 
 	@$(RUN) coverage report
 
 .PHONY: demo
-demo: .venv-demo/.installed ## Watch a pool over servers that die, hang and come back
+demo: .venv-demo/.installed ## Watch a pool that DNS leads to servers that die, hang and come back
 	env -u PYTHONPATH .venv-demo/bin/qorb demo $(DEMO_ARGS)
 
 .PHONY: simulate

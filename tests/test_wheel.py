@@ -90,7 +90,7 @@ def test_importing_the_library_does_not_import_what_only_tests_and_programs_need
     program = "import qorb, sys; print(*sorted(name for name in sys.modules if name.startswith('qorb.')))"
     run = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
     imported = {name.split(".")[1] for name in run.stdout.split()}
-    assert imported.isdisjoint({"testing", "cli", "_demo", "connectors", "observers", "top"})
+    assert imported.isdisjoint({"testing", "cli", "_demo", "_resolve", "connectors", "observers", "top"})
 
 
 def test_every_module_of_the_core_is_used() -> None:
