@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qorb.resolvers.dns._addresses import judge
 from qorb.resolvers.dns._names import MAX_NAME
-from qorb.resolvers.dns._values import NoRecords, Records, Srv
+from qorb.resolvers.dns._values import Failed, NoRecords, Records, Srv
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from qorb.resolvers.dns._values import Question
+    from qorb.resolvers.dns._values import Question, Reply
 
 T = TypeVar("T")
 
@@ -23,6 +23,9 @@ MAX_ADDRESSES = 64
 _SLICE = 100
 """Records to look at before the loop has its turn."""
 _HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+_NO_SERVICE = "no such service"
+"""What the target "." says (RFC 2782)."""
+_NO_PORT = "port 0"
 _MAX_NOTES = 20
 """Of so many records left out the reason is kept."""
 
@@ -35,7 +38,7 @@ class Sieve:
         self._seed = seed
         self._max_targets = max_targets
 
-    async def targets(self, found: Sequence[Srv], ttl: float, cnames: int) -> Records | NoRecords:
+    async def targets(self, found: Sequence[Srv], ttl: float, cnames: int) -> Reply:
         """Choose among SRV records: lower priority values first, then by hash; equal (target, port) count once."""
         best: dict[tuple[str, int], tuple[int, bytes, Srv]] = {}
         refused: list[str] = []
@@ -55,7 +58,7 @@ class Sieve:
 
     async def addresses(
         self, question: Question, found: Sequence[str], ttl: float, cnames: int, *, loopback: bool
-    ) -> Records | NoRecords:
+    ) -> Reply:
         """Choose among a target's addresses, by hash. `loopback`: those of this machine may be used."""
         best: dict[str, bytes] = {}
         refused: list[str] = []
@@ -78,10 +81,10 @@ class Sieve:
 
 def _reason_against(srv: Srv) -> str | None:
     if not srv.target:
-        return "no such service"  # RFC 2782: that is what the target "." says
+        return _NO_SERVICE
     if len(srv.target) > MAX_NAME or not _HOST.fullmatch(srv.target):
         return "no host name"
-    return "port 0" if srv.port == 0 else None
+    return _NO_PORT if srv.port == 0 else None
 
 
 def _note(refused: list[str], text: str) -> None:
@@ -89,12 +92,15 @@ def _note(refused: list[str], text: str) -> None:
         refused.append(text)
 
 
-def _reply(
-    chosen: tuple[Srv, ...] | tuple[str, ...], ttl: float, cnames: int, total: int, refused: list[str]
-) -> Records | NoRecords:
-    if not chosen:
-        return NoRecords("no record that can be used: " + "; ".join(refused) if refused else "no records")
-    return Records(chosen, ttl, cnames, total, tuple(refused))
+def _reply(chosen: tuple[Srv, ...] | tuple[str, ...], ttl: float, cnames: int, total: int, refused: list[str]) -> Reply:
+    """Records that all must not be used are no answer: a filter that says 0.0.0.0 must not empty a pool."""
+    if chosen:
+        return Records(chosen, ttl, cnames, total, tuple(refused))
+    if not refused:
+        return NoRecords("no records")
+    text = "no record that can be used: " + "; ".join(refused)
+    denied = all(one.endswith((_NO_SERVICE, _NO_PORT)) for one in refused)
+    return NoRecords(text) if denied else Failed(text)
 
 
 async def in_slices(found: Sequence[T]) -> AsyncIterator[T]:

@@ -65,7 +65,7 @@ class DnsWatch:
             while True:
                 due = await self._round()
                 self._expire()
-                while (left := due - self._loop.time()) > 0:
+                while (left := due - self._loop.time()) > 0:  # noqa: ASYNC110 - not a poll: one sleep, but for ages
                     await asyncio.sleep(min(left, _FOREVER))
                 await asyncio.sleep(0)
         finally:

@@ -378,12 +378,12 @@ for _title, _octets in {
     "target-with-a-quote": b"\"';--",
     "target-with-an-at-sign": b"user:pw@host",
 }.items():
-    _target(_title, lambda octets=_octets: label(octets) + name("test"), "nothing")  # type: ignore[misc]
+    _target(_title, lambda octets=_octets: label(octets) + name("test"), "failed")  # type: ignore[misc]
 
 _target("target-is-the-root", lambda: b"\0", "nothing")
 _target("label-of-63-octets", lambda: label(b"x" * 63) + name("test"), 1)
 _target("name-of-253-octets", lambda: label(b"x" * 63) * 3 + label(b"x" * 61) + b"\0", 1)
-_target("name-of-256-octets", lambda: label(b"x" * 63) * 4 + b"\0", "nothing")
+_target("name-of-256-octets", lambda: label(b"x" * 63) * 4 + b"\0", "failed")
 _target("name-of-1000-octets", lambda: label(b"x" * 63) * 16 + b"\0", "malformed")
 _target("name-of-500-labels", lambda: b"\x01x" * 500 + b"\0", "malformed")
 
@@ -496,7 +496,7 @@ def addresses_that_are_equal_in_64_kb(query: Query) -> Answer:
     return Answer(query, (a(),) * 4_090)
 
 
-@hostile("nothing", kind="A", tcp=True)
+@hostile("failed", kind="A", tcp=True)
 def addresses_that_may_not_be_in_64_kb(query: Query) -> Answer:
     return Answer(query, tuple(a(f"224.0.{number >> 8}.{number & 255}") for number in range(4_090)))
 
@@ -530,7 +530,7 @@ def sixty_thousand_empty_texts_in_one_record(query: Query) -> Answer:
 # Other things that are wrong.
 
 
-@hostile("nothing", kind="A")
+@hostile("failed", kind="A")
 def addresses_that_may_not_be(query: Query) -> Answer:
     bad = ("0.0.0.0", "0.1.2.3", "169.254.169.254", "224.0.0.1", "240.0.0.1", "255.255.255.255")
     return Answer(query, tuple(map(a, bad)))
