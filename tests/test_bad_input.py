@@ -400,9 +400,6 @@ def test_a_block_that_ends_in_another_thread_is_told_and_may_end_in_its_own(run_
 
 def test_a_block_that_the_garbage_collector_ends_in_another_thread_gives_its_connection_back(run_real):
     async def main():
-        class Unprepared(Meddler):
-            on_acquire = Connector.on_acquire
-
         connector = Unprepared("needs_recycle")
         pool = Pool("main", FixedResolver(TWO[:1]), connector, Policy(spares_wanted=1, max_slots=1))
         threads = []
@@ -424,6 +421,113 @@ def test_a_block_that_the_garbage_collector_ends_in_another_thread_gives_its_con
         assert_nothing_left(pool)
 
     run_real(main)
+
+
+async def enter(pool):
+    """Claim a connection that nobody will ever give back."""
+    await pool.claim().__aenter__()
+
+
+class Unprepared(Meddler):
+    on_acquire = Connector.on_acquire
+
+
+class Preparing(FakeConnector):
+    """Prepares connections for ever, once it is told to."""
+
+    for_ever = False
+
+    async def on_acquire(self, connection):
+        if self.for_ever:
+            await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("observed", [False, True])
+@pytest.mark.parametrize("kind", [Meddler, Unprepared])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("served", [False, True])
+def test_a_claim_that_the_garbage_collector_ends_in_line_in_another_thread_leaves_it_in_the_pools_own(
+    run_real, served, first, kind, observed
+):
+    async def main():
+        threads = set()
+        observer = (lambda _: threads.add(threading.get_ident())) if observed else None
+        policy = Policy(spares_wanted=1, max_slots=1)
+        async with Pool("main", FixedResolver(TWO[:1]), kind(""), policy, observer=observer) as pool:
+            holder = await pool.claim(timeout=5)
+            before = None if first else asyncio.ensure_future(pool.claim(timeout=5))
+            await asyncio.sleep(0)
+            left = enter(pool)
+            left.send(None)
+            if before is not None:
+                before.cancel()
+                await asyncio.wait([before])
+            if served:
+                holder.discard()
+                async with asyncio.timeout(5):
+                    while pool.stats().waiting:  # noqa: ASYNC110 - nothing tells of it
+                        await asyncio.sleep(0)
+            seen = pool.stats()
+            assert (seen.waiting, seen.backends[TWO[0]].claimed_slots) == (0 if served else 1, 1)
+
+            assert not in_a_thread(left.close)
+            assert pool.stats() == seen  # nothing was touched in the other one
+
+            await asyncio.sleep(0)
+            assert pool.stats().waiting == 0
+            holder.release()
+            (await pool.claim(timeout=5)).release()
+        assert_nothing_left(pool)
+        assert threads <= {threading.get_ident()}
+
+    run_real(main)
+
+
+@pytest.mark.parametrize("ending", [False, True])
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_claim_that_the_garbage_collector_ends_in_on_acquire_in_another_thread_gives_back_in_the_pools_own(
+    run_real, observed, ending
+):
+    async def main():
+        threads = set()
+        observer = (lambda _: threads.add(threading.get_ident())) if observed else None
+        connector = Preparing()
+        policy = Policy(spares_wanted=1, max_slots=1)
+        async with Pool("main", FixedResolver(TWO[:1]), connector, policy, observer=observer) as pool:
+            await pool.ready(timeout=5)
+            connector.for_ever = True
+            left = enter(pool)
+            left.send(None)
+            seen = pool.stats()
+            assert seen.backends[TWO[0]].claimed_slots == 1
+            ended = asyncio.ensure_future(pool.terminate()) if ending else None
+
+            assert not in_a_thread(left.close)
+            assert pool.stats() == seen  # nothing was touched in the other one
+
+            connector.for_ever = False
+            if ended is not None:
+                await ended
+            else:
+                (await pool.claim(timeout=5)).release()
+        assert_nothing_left(pool)
+        assert threads <= {threading.get_ident()}
+
+    run_real(main)
+
+
+@pytest.mark.parametrize("kind", [Meddler, Unprepared])
+def test_a_claim_that_the_garbage_collector_ends_after_its_event_loop_is_closed_raises_nothing(run_real, kind):
+    async def main():
+        async with Pool("main", FixedResolver(TWO[:1]), kind(""), Policy(spares_wanted=1, max_slots=1)) as pool:
+            holder = await pool.claim(timeout=5)
+            left = enter(pool)
+            left.send(None)
+            holder.release()
+        assert_nothing_left(pool)
+        return left
+
+    assert not in_a_thread(run_real(main).close)
 
 
 # Secrets where an address should be.

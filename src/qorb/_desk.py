@@ -6,10 +6,12 @@ speed; `quick` and `swift` say when those short cuts may be taken. Everything he
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import threading
 import weakref
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from qorb import events
@@ -23,6 +25,7 @@ from qorb.errors import QueueFullError, WrongLoopError, describe, presentable
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from qorb._engine import Engine
     from qorb._slot_set import SlotSet
@@ -177,7 +180,7 @@ class Desk(Generic[C]):
         except BaseException as error:
             if engine.observer is not None:
                 wait = self.clock() - attempt.started
-                engine.emit(events.ClaimFailed(engine.name, attempt.id, wait, describe(error)))
+                self.at_home(engine.emit, events.ClaimFailed(engine.name, attempt.id, wait, describe(error)))
             raise
         slot.owner.total_claims += 1
         if engine.observer is not None:
@@ -325,6 +328,20 @@ class Desk(Generic[C]):
 
     def forsake(self, attempt: Attempt) -> None:
         """Leave the line; give back what was handed off to it at the very moment of the cancellation."""
+        self.at_home(self._forsake, attempt)
+
+    def at_home(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call the function, in the pool's own thread.
+
+        The garbage collector closes coroutines in whatever thread it runs, and in anybody's context.
+        """
+        if threading.get_ident() == self.thread or self.engine.forked or self.loop.is_closed():
+            function(*arguments)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop was closed at this very moment: the pool closes everything
+            self.loop.call_soon_threadsafe(function, *arguments, context=Context())
+
+    def _forsake(self, attempt: Attempt) -> None:
         self.line.leave(attempt)
         if not self.line.waiting:
             self.refresh()
@@ -460,11 +477,10 @@ class Desk(Generic[C]):
             self.discard(slot)
             raise self.engine.ended_error() from None
         except BaseException:
-            self.release(slot, Outcome.CANCELLED)
+            self.at_home(self.release, slot, Outcome.CANCELLED)
             raise
         finally:
-            self.acquiring.pop(call, None)
-            self.engine.acquire_ended()
+            self.at_home(self._acquire_ended, call)
         if not fit:
             if not self.open:  # raised out here, where what user code raised is not shown along with it
                 raise self.engine.ended_error()
@@ -474,6 +490,10 @@ class Desk(Generic[C]):
             raise self.engine.ended_error()
         slot.owner.acquire_worked()
         return True
+
+    def _acquire_ended(self, call: Call[None]) -> None:
+        self.acquiring.pop(call, None)
+        self.engine.acquire_ended()
 
     def _acquire_failed(self, slot: Slot[C], attempt: Attempt, error: BaseException) -> None:
         engine = self.engine

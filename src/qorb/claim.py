@@ -7,7 +7,6 @@ They do what the desk and Slot.move() do in the same situation, and a test says 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import warnings
 from asyncio import current_task
@@ -189,8 +188,7 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
         if kind is not GeneratorExit:
             self.slot = slot
             check_thread(desk)
-        with contextlib.suppress(RuntimeError):  # the loop was closed at this very moment: the pool closes everything
-            desk.loop.call_soon_threadsafe(desk.release, slot, _outcome(kind), context=Context())
+        desk.at_home(desk.release, slot, _outcome(kind))
 
     if not TYPE_CHECKING:
         __aenter__ = _enter_quickly

@@ -60,7 +60,8 @@ class ClaimError(PoolError):
     """A claim could not be served."""
 
 
-class ClaimTimeoutError(ClaimError, TimeoutError):
+# TimeoutError takes texts and nothing else, and PoolError gives it those.
+class ClaimTimeoutError(ClaimError, TimeoutError):  # pyright: ignore[reportUnsafeMultipleInheritance]
     """A claim was not served in time. Never raised itself: its subclasses say why."""
 
 
