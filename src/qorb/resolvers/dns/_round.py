@@ -290,7 +290,8 @@ class Round:
 
         That goes for targets that became known just now, too.
         """
-        silent = Failed(f"no answer within {self._loop.time() - self._began:.3g} s")
+        whole = self._loop.time() >= self._began + self._policy.query_timeout
+        silent = Failed(f"no answer within {self._policy.query_timeout if whole else _HOLD_UP:g} s")
         async for look_up in in_slices(tuple(self._look_ups.values())):
             if look_up.began == math.inf:
                 self.failed = True
