@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import warnings
-from asyncio import current_task
+from asyncio import InvalidStateError, current_task
 from contextvars import Context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -62,8 +62,8 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
         async def __aexit__(self, *exc: object) -> None:
             """Give the connection back. Never suspends.
 
-            Raises WrongLoopError in another thread, unless the connection just goes back among the idle ones; nothing
-            is given back then.
+            Raises WrongLoopError in another thread, and gives nothing back, unless the connection just goes back among
+            the idle ones or to the first in line: those two ways are measured, and do not look.
             """
             ...
 
@@ -164,16 +164,16 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
             and desk.brisk
             and not slot.odd
             and (not desk.checks_closed or (desk.engine.seems_open(slot) and desk.brisk and not slot.odd))
-            and get_ident() == desk.thread
             and (first := desk.line.pop()) is not None
         ):
             if not desk.line.waiting:
                 desk.refresh()
-            if first.future.done():  # it was cancelled: the long way goes on to the next
-                desk.release(slot, Outcome.CLEAN)
-            else:
-                slot.holder = None  # until the claimer takes over
+            holder, slot.holder = slot.holder, None  # until the claimer takes over
+            try:
                 first.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
+            except InvalidStateError:  # it was cancelled: the long way goes on to the next
+                slot.holder = holder
+                desk.release(slot, Outcome.CLEAN)
         elif get_ident() == desk.thread or desk.engine.forked or desk.loop.is_closed():
             desk.release(slot, _outcome(kind))
         else:
