@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from qorb.publishing import Publisher
 
-logger = logging.getLogger("qorb.file")
+_logger = logging.getLogger("qorb.file")
 
 _MAX_BYTES = 1_000_000
 """A longer file is refused: it is read within one turn of the loop."""
@@ -141,7 +141,7 @@ class _Reader:
             return
         if backends is not None and (self._failure or backends != self._published):
             if self._failure:
-                logger.info("%s: it can be used again", self._path)
+                _logger.info("%s: it can be used again", self._path)
             self._failure = ""
             self._published = backends
             self._publisher(backends)
@@ -152,7 +152,7 @@ class _Reader:
             return
         self._failure, self._told_at = reason, now
         kept = "" if self._published is None else "; the last backends it listed stay"
-        logger.warning("%s: %s%s", self._path, reason, kept)
+        _logger.warning("%s: %s%s", self._path, reason, kept)
         self._publisher.failed(ResolveError(f"{self._path}: {reason}{kept}"))
 
 

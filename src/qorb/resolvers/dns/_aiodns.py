@@ -1,5 +1,8 @@
 """Asking one DNS server through aiodns (c-ares): the only module that knows it."""
 
+# pyright: reportUnknownMemberType=false
+# The constants of pycares come from C, without types.
+
 from __future__ import annotations
 
 import asyncio
@@ -56,7 +59,7 @@ class AiodnsClient:
             )
         except (pycares.AresError, OSError) as error:
             raise ResolveError(f"DNS server {server} cannot be asked: {describe(error)}") from error
-        self._resolver.loop = cast("asyncio.AbstractEventLoop", _Mailbox(self._loop))
+        self._resolver.loop = cast("Any", _Mailbox(self._loop))
         _open.add(self._resolver)
 
     def ask(self, question: Question) -> asyncio.Future[Any]:
@@ -112,7 +115,8 @@ async def read_records(
         else:
             continue
         ttls[owner] = min(record.ttl, ttls.get(owner, record.ttl))
-    owner, passed = question.name, []
+    owner = question.name
+    passed: list[int] = []
     while owner not in ttls and owner in cnames:
         owner, ttl = cnames[owner]
         passed.append(ttl)

@@ -98,7 +98,7 @@ class SystemServers:
 
 
 def _configured(text: str) -> tuple[Server, ...]:
-    servers = []
+    servers: list[Server] = []
     for line in text.splitlines():
         words = line.split()
         if len(words) > 1 and words[0] == "nameserver":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qorb.backend import Backend
     from qorb.resolvers.dns._servers import Server
 
+_DEFAULT_POLICY = DnsPolicy()
 _MAX_PORT = 65_535
 
 
@@ -36,7 +37,7 @@ class DnsResolver(Resolver):
         self,
         service: str,
         nameservers: Sequence[str] | None = None,
-        policy: DnsPolicy = DnsPolicy(),  # noqa: B008 - frozen
+        policy: DnsPolicy = _DEFAULT_POLICY,
         *,
         default_port: int | None = None,
     ) -> None:
@@ -47,7 +48,7 @@ class DnsResolver(Resolver):
         again when its configuration changes. Raises ValueError for a name or an address that is none, ImportError
         without aiodns.
         """
-        self.service = check_name("service", service)
+        self.service: str = check_name("service", service)
         _check_port(default_port)
         if not isinstance(policy, DnsPolicy):
             raise TypeError(f"policy must be a DnsPolicy, not {shown(policy)}")
