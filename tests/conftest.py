@@ -9,7 +9,7 @@ Both kinds are plain functions, not coroutines; `leak_check` looks after all of 
 
 The environment variable QORB_TEST_LOOP chooses the real loop: "asyncio" (the default), "uvloop", or "eager" (asyncio
 with eager tasks, Python 3.12 and later; tasks in virtual time are eager then, too). "make test-matrix" runs the suite
-with each.
+with each. With uvloop only the tests that use `run_real` are run: to the others it makes no difference.
 """
 
 from __future__ import annotations
@@ -45,6 +45,15 @@ os.environ.setdefault("PYTHONASYNCIODEBUG", "1")
 settings.register_profile("check", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("explore", deadline=None, print_blob=True, max_examples=2_000)
 settings.load_profile("check")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With uvloop, leave out the tests that run on no real loop: they would be the same as with asyncio."""
+    if os.environ.get("QORB_TEST_LOOP") != "uvloop":
+        return
+    others = [item for item in items if "run_real" not in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if "run_real" in getattr(item, "fixturenames", ())]
 
 
 def pytest_collection_finish() -> None:

@@ -7,20 +7,42 @@ import contextlib
 import random
 from typing import TYPE_CHECKING, Any
 
-from qorb import Backend, Claim, Policy, Pool
+from qorb import Backend, Claim, Policy, Pool, Resolver, events
 from qorb.resolvers import ManualResolver
 from qorb.testing import FakeConnection, FakeConnector, assert_nothing_left, settle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
-    from qorb.events import Event
-    from qorb.resolver import Resolver
+# What a resolver tells of its own work; the others are about claims, slots and backends.
+OF_RESOLVERS = frozenset(
+    {events.ResolverFailed, events.ResolverQueryStart, events.ResolverQueryDone, events.ResolverQueryFailed}
+)
 
 
 def backends(count: int, **values: Any) -> list[Backend]:
     """Make backends named b0, b1, ..."""
     return [Backend(f"b{i}", f"10.0.0.{i + 1}", 5432, **values) for i in range(count)]
+
+
+class Scripted(Resolver):
+    """A resolver whose watch() does what a test says, call by call; the last one again and again."""
+
+    def __init__(self, *script: Callable[[Callable[[Iterable[Backend]], None]], Any]) -> None:
+        self.script = list(script)
+        self.began: list[float] = []
+        self.alive = 0
+
+    async def watch(self, publish: Callable[[Iterable[Backend]], None]) -> None:
+        self.began.append(now())
+        self.alive += 1
+        try:
+            does = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+            awaited = does(publish)
+            if awaited is not None:
+                await awaited
+        finally:
+            self.alive -= 1
 
 
 class Watched:
@@ -38,7 +60,7 @@ class Watched:
     ) -> None:
         self.resolver: Any = known if hasattr(known, "watch") else ManualResolver(known)
         self.connector = FakeConnector() if connector is None else connector
-        self.events: list[tuple[float, Event]] = []
+        self.events: list[tuple[float, events.Event]] = []
         self.pool: Pool[FakeConnection] = Pool(
             name,
             self.resolver,
@@ -48,7 +70,7 @@ class Watched:
             rng=random.Random(seed),
         )
 
-    def _observe(self, event: Event) -> None:
+    def _observe(self, event: events.Event) -> None:
         self.events.append((asyncio.get_running_loop().time(), event))
 
     def stats(self, name: str = "b0") -> Any:

@@ -297,7 +297,8 @@ async def assert_forked(pool: Pool[TcpStream], *claims: Claim[TcpStream]) -> Non
     for call in (pool.claim, pool.ready, pool.start, pool.terminate, pool.__aenter__, leave(pool)):
         try:
             await call()
-        except PoolForkedError:
+        except PoolForkedError as error:
+            assert error.pool == "main"
             continue
         raise AssertionError(f"{call} went through")
     for now in (
@@ -308,7 +309,8 @@ async def assert_forked(pool: Pool[TcpStream], *claims: Claim[TcpStream]) -> Non
     ):
         try:
             now()
-        except PoolForkedError:
+        except PoolForkedError as error:
+            assert error.pool == "main"
             continue
         raise AssertionError(f"{now} went through")
     for claim in claims:

@@ -667,6 +667,7 @@ def test_a_pool_belongs_to_one_loop():
                             await call()
                         except WrongLoopError as error:
                             caught.append(str(error))
+                            assert error.pool == "main"
 
                 asyncio.run(use())
 

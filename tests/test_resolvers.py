@@ -27,30 +27,10 @@ from qorb import (
 )
 from qorb.resolvers import FixedResolver, ManualResolver
 from qorb.testing import Attempt, at_every_await, run, settle
-from tests.pools import backends, now, opened
+from tests.pools import Scripted, backends, now, opened
 
 A, B, C = backends(3)
 Publish = Callable[[Iterable[Backend]], None]
-
-
-class Scripted(Resolver):
-    """A resolver whose watch() does what a test says, call by call; the last one again and again."""
-
-    def __init__(self, *script: Callable[[Publish], Any]) -> None:
-        self.script = list(script)
-        self.began: list[float] = []
-        self.alive = 0
-
-    async def watch(self, publish: Publish) -> None:
-        self.began.append(now())
-        self.alive += 1
-        try:
-            does = self.script.pop(0) if len(self.script) > 1 else self.script[0]
-            awaited = does(publish)
-            if awaited is not None:
-                await awaited
-        finally:
-            self.alive -= 1
 
 
 def says(*known: Backend) -> Callable[[Publish], Any]:

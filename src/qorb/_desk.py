@@ -652,5 +652,6 @@ def check_thread(desk: Desk[Any]) -> None:
     """Raise WrongLoopError when called from another thread than the pool's."""
     if threading.get_ident() != desk.thread:
         raise WrongLoopError(
-            f"pool {desk.engine.name} belongs to another thread; reach it by its event loop's call_soon_threadsafe()"
+            f"pool {desk.engine.name} belongs to another thread; reach it by its event loop's call_soon_threadsafe()",
+            pool=desk.engine.name,
         )

@@ -72,7 +72,7 @@ class Engine(Generic[C]):
         self.policy = policy
         self.observer = observer
         self.rng = rng
-        self.home = Home(f"pool {name}", "pool", self.disown)
+        self.home = Home(f"pool {name}", "pool", self.disown, pool=name)
         self.loop = self.home.loop
         self.tracing = self.loop.get_debug() or tracemalloc.is_tracing()
         """Whether claims note where they were made: it costs more than the claim itself."""

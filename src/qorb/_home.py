@@ -45,21 +45,23 @@ class Unique:
 class Home:
     """Where a pool or a monitor lives: the running loop, the calling thread, this process."""
 
-    def __init__(self, owner: str, kind: str, disown: Callable[[], None]) -> None:
-        """Be here; `owner` and `kind` are for the texts of errors, `disown` is called in a child process."""
+    def __init__(self, owner: str, kind: str, disown: Callable[[], None], *, pool: str | None = None) -> None:
+        """Be here; `owner`, `kind` and `pool`, its name, are for errors, `disown` is called in a child process."""
         self.loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
         self.forked = False
         self.disown = disown
         self._owner = owner
         self._kind = kind
+        self._pool = pool
         _homes.add(self)
 
     def check_process(self) -> None:
         """Raise PoolForkedError in a child process."""
         if self.forked:
             raise PoolForkedError(
-                f"{self._owner} belongs to the parent process; make a {self._kind} of your own in the child"
+                f"{self._owner} belongs to the parent process; make a {self._kind} of your own in the child",
+                pool=self._pool,
             )
 
     def task(self) -> asyncio.Task[Any] | None:
@@ -71,7 +73,10 @@ class Home:
     def wrong(self) -> WrongLoopError:
         """Make the error for a caller who is not at home."""
         if self.loop.is_closed():
-            return WrongLoopError(f"the event loop of {self._owner} is closed; terminate() the {self._kind} before")
+            return WrongLoopError(
+                f"the event loop of {self._owner} is closed; terminate() the {self._kind} before", pool=self._pool
+            )
         return WrongLoopError(
-            f"{self._owner} belongs to another event loop or thread; make one {self._kind} for each event loop"
+            f"{self._owner} belongs to another event loop or thread; make one {self._kind} for each event loop",
+            pool=self._pool,
         )

@@ -18,31 +18,11 @@ from qorb.resolvers import FallbackResolver, FixedResolver, ManualResolver, Merg
 from qorb.testing import FakeConnector, assert_nothing_left, at_every_await, run, settle
 from qorb.watching import watch_all
 from tests.phases import PHASES, POLICY, Stage
-from tests.pools import backends, now, opened
+from tests.pools import Scripted, backends, now, opened
 
 A, B, C, D = backends(4)
 KINDS = [FallbackResolver, MergeResolver]
 Publish = Callable[[Iterable[Backend]], None]
-
-
-class Scripted(Resolver):
-    """A resolver whose watch() does what a test says, call by call; the last one again and again."""
-
-    def __init__(self, *script: Callable[[Any], Any]) -> None:
-        self.script = list(script)
-        self.began: list[float] = []
-        self.alive = 0
-
-    async def watch(self, publish: Publish) -> None:
-        self.began.append(now())
-        self.alive += 1
-        try:
-            does = self.script.pop(0) if len(self.script) > 1 else self.script[0]
-            awaited = does(publish)
-            if awaited is not None:
-                await awaited
-        finally:
-            self.alive -= 1
 
 
 def forever() -> Any:

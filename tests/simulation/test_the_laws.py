@@ -23,6 +23,7 @@ from qorb._slot_set import SlotSet
 from qorb._tasks import Call, TaskOwner, Timer
 from qorb._termination import Termination
 from qorb.claim import ClaimRequest
+from tests.pools import OF_RESOLVERS
 from tests.simulation.laws import Law
 from tests.simulation.plan import OPTIONAL, draw
 from tests.simulation.play import Failure, play
@@ -364,7 +365,6 @@ def test_a_broken_pool_breaks_a_law(name, monkeypatch):
 
 
 # What a resolver tells of its own work is no part of a claim's or slot's story: tests/test_events.py has it.
-OF_RESOLVERS = {events.ResolverFailed, events.ResolverQueryStart, events.ResolverQueryDone, events.ResolverQueryFailed}
 EVENTS = sorted(
     (
         kind
