@@ -9,7 +9,8 @@ Both kinds are plain functions, not coroutines; `leak_check` looks after all of 
 
 The environment variable QORB_TEST_LOOP chooses the real loop: "asyncio" (the default), "uvloop", or "eager" (asyncio
 with eager tasks, Python 3.12 and later; tasks in virtual time are eager then, too). "make test-matrix" runs the suite
-with each. With uvloop only the tests that use `run_real` are run: to the others it makes no difference.
+with each. With uvloop only the tests are run that use `run_real` or have the mark "loops", which says that programs
+they start heed QORB_TEST_LOOP: to the others it makes no difference.
 """
 
 from __future__ import annotations
@@ -48,12 +49,15 @@ settings.load_profile("check")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With uvloop, leave out the tests that run on no real loop: they would be the same as with asyncio."""
+    """With uvloop, leave out the tests that never run on it: they would be the same as with asyncio."""
     if os.environ.get("QORB_TEST_LOOP") != "uvloop":
         return
-    others = [item for item in items if "run_real" not in getattr(item, "fixturenames", ())]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if "run_real" in getattr(item, "fixturenames", ())]
+    on_uvloop = {
+        item: item.get_closest_marker("loops") is not None or "run_real" in getattr(item, "fixturenames", ())
+        for item in items
+    }
+    config.hook.pytest_deselected(items=[item for item in items if not on_uvloop[item]])
+    items[:] = [item for item in items if on_uvloop[item]]
 
 
 def pytest_collection_finish() -> None:
