@@ -107,6 +107,18 @@ def test_a_plain_name_gives_its_addresses_at_the_default_port(found, served):
     assert [one["address"] for one in only] == ["fd00::2"]
 
 
+def test_servers_that_a_service_names_are_asked_for_what_the_given_ones_do_not_know(found):
+    with name_server() as given, name_server() as second:
+        host, _, port = second.address.rpartition(":")
+        given.do(given.zone.add, "_dns._udp.demo.test", "SRV", f"0 0 {port} ns.demo.test.")
+        given.add("ns.demo.test", "A", host)
+        second.srv("10 5 7001 echo-1.demo.test.")
+        second.add("echo-1.demo.test", "A", "10.0.0.1")
+        said = found("--resolver-service", "_DNS._udp.demo.test.", nameservers=[given.address])
+    assert [one["address"] for one in said["backends"]] == ["10.0.0.1"]
+    assert {one["nameserver"] for one in said["answers"]} == {given.address, second.address}
+
+
 def test_an_answer_too_big_for_a_datagram_comes_over_tcp(found, served):
     for number in range(2, 65):
         served.srv(f"10 5 7001 echo-{number}.demo.test.")
@@ -198,6 +210,7 @@ def test_a_server_that_is_silent_is_waited_for_as_long_as_was_asked(resolve, ser
         (["a", "--default-port", "9" * 5000], "argument --default-port: must be a whole number from 1 to 65535"),
         (["a", "--timeout", "nan"], "argument --timeout: must be a number of seconds, more than 0, not 'nan'"),
         (["a", "--timeout", "0"], "argument --timeout: must be a number of seconds, more than 0, not '0'"),
+        (["a", "--resolver-service", "b c"], "resolver_service is no DNS name: 'b c'"),
         (["a", "--family", "ipx"], "argument --family: invalid choice: 'ipx'"),
     ],
 )

@@ -50,6 +50,9 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="N",
         help="NAME is a host name whose A and AAAA records are the backends, all at this port",
     )
+    parser.add_argument(
+        "--resolver-service", metavar="NAME", help="find more servers to ask through the SRV records of this name"
+    )
     parser.add_argument("--family", choices=("any", "ipv4", "ipv6"), default="any", help="which addresses (any)")
     parser.add_argument(
         "--timeout", type=_seconds, default=10.0, metavar="S", help="for one round of questions (default: 10)"
@@ -62,8 +65,10 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    policy = DnsPolicy(query_timeout=options.timeout, family=options.family)
     try:
+        policy = DnsPolicy(
+            query_timeout=options.timeout, family=options.family, resolver_service=options.resolver_service
+        )
         resolver = DnsResolver(options.name, options.nameserver, policy, default_port=options.default_port)
     except ValueError as error:
         parser.error(harmless(str(error)))
@@ -81,6 +86,8 @@ async def _resolve(resolver: DnsResolver, look: Callable[[Notes], Picture], opti
     following.add_done_callback(lambda _: notes.wake())
     try:
         await _next(notes, following)
+        if not notes.backends and notes.knows_more_servers():
+            await _next(notes, following)  # the servers that they name are asked in the second round
         shown = look(notes)
         _show(shown, options)
         while options.watch:

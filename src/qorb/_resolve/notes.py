@@ -64,6 +64,13 @@ class Notes(Journal):
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
+    def knows_more_servers(self) -> bool:
+        """Say whether records have come that name DNS servers: those of any SRV name but the service itself."""
+        return any(
+            question.kind == "SRV" and question.name != self._service and isinstance(exchange.known, Records)
+            for (question, _), exchange in self.exchanges.items()
+        )
+
     def publish(self, backends: Iterable[Backend]) -> None:
         """Take a set over."""
         self.backends = tuple(backends)

@@ -193,6 +193,20 @@ def test_servers_that_were_found_are_asked_besides_the_given_ones():
     run(main)
 
 
+@pytest.mark.parametrize("reply", [NXDOMAIN, SERVFAIL])
+def test_servers_that_were_just_found_are_asked_a_second_later_while_no_backend_is_known(reply):
+    async def main():
+        given = learning("10.0.0.2", ttl=1000)
+        given.answers(SRV, reply)
+        net = Net(ns1=given, ns2=FakeServer(latency=0.02).serves({"t1.example.com": ["10.1.0.2"]}))
+        async with watching(net, net.resolver(nameservers=["10.0.0.1"], resolver_service=MORE)) as seen:
+            await asyncio.sleep(2)
+            assert seen.hosts == ["10.1.0.2"]
+            assert 1 <= seen.times[-1] < 1.1
+
+    run(main)
+
+
 def test_a_found_server_that_is_given_as_well_is_asked_once():
     async def main():
         net = Net(ns1=learning("10.0.0.1", ttl=5))

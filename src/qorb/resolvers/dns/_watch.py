@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qorb.errors import ResolveError
 from qorb.resolvers.dns._knowledge import Knowledge
-from qorb.resolvers.dns._names import canonical
+from qorb.resolvers.dns._names import check_name
 from qorb.resolvers.dns._round import Preference, Round
 from qorb.resolvers.dns._servers import Server
 
@@ -55,7 +55,9 @@ class DnsWatch:
         self._of_servers: Knowledge | None = None
         """What is known of the servers behind resolver_service."""
         if policy.resolver_service is not None:
-            self._of_servers = Knowledge(canonical(policy.resolver_service), None, policy, MAX_LEARNED)
+            self._of_servers = Knowledge(
+                check_name("resolver_service", policy.resolver_service), None, policy, MAX_LEARNED
+            )
         self._timer: asyncio.TimerHandle | None = None
         """Fires when something that is known gets stale."""
 
@@ -76,8 +78,9 @@ class DnsWatch:
         """Ask everything once, and give when to do so again."""
         began = self._loop.time()
         clients: list[Client] = []
+        servers = self._all_servers()
         try:
-            self._begin(clients, began)
+            self._begin(clients, servers, began)
             done = Round(clients, self._policy, self._preference, self._journal, self._pass_on_early)
             done.add(self._knowledge, self._knowledge.first_questions())
             if self._of_servers is not None:
@@ -93,12 +96,14 @@ class DnsWatch:
         if backends or self._published is not None or not done.failed:
             self._pass_on(backends)
         self._journal.round_is_over(self._knowledge.missing(), self._loop.time())
+        if not backends and not set(self._all_servers()).issubset(servers):
+            return began + _APART  # those that were just found may know what the given ones do not
         return self._next(began, done)
 
-    def _begin(self, clients: list[Client], now: float) -> None:
+    def _begin(self, clients: list[Client], servers: Sequence[Server], now: float) -> None:
         """Make a client for each server. Raises ResolveError when that works for none; the others are asked."""
         failure: ResolveError | None = None
-        for server in self._all_servers():
+        for server in servers:
             try:
                 clients.append(self._client(server))
             except ResolveError as error:
