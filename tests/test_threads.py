@@ -76,7 +76,6 @@ async def visit(pool, operation):
         claim = await pool.claim()
         if operation == "close":
             claim.discard()
-            await asyncio.sleep(60)
         claim.release()
 
 
