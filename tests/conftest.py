@@ -22,6 +22,7 @@ import logging
 import math
 import os
 import random
+import signal
 import sys
 import threading
 import traceback
@@ -44,6 +45,10 @@ pytest_plugins = ["pytester"]
 
 # Loops read this when they are made, those of subprocesses too.
 os.environ.setdefault("PYTHONASYNCIODEBUG", "1")
+
+# A shell starts what runs in the background with Ctrl-C ignored, and the programs under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In debug mode every future and every handle notes where it was made, down to pytest's own frames: that took two thirds
 # of the suite's time. The innermost frames say as much.
