@@ -329,17 +329,19 @@ class Engine(Generic[C]):
             self._plan_timer = None
         if self.tasks.closed:
             return
-        plan = grow(tuple(self.sets.values()), self.desk.line.waiting, self._limits, self.loop.time())
+        now = self.loop.time()
+        plan = grow(tuple(self.sets.values()), self.desk.line.waiting, self._limits, now)
         if plan.start or plan.stop:
             self._carry_out(plan)
-        self._remember(plan)
+        self._remember(plan, now)
         self._await_first_attempts()
 
     def _rebalance(self) -> None:
         self._rebalance_timer = self.timers.after(self.policy.rebalance_interval, self._rebalance)
-        plan = rebalance(tuple(self.sets.values()), self.desk.line.waiting, self._limits, self.loop.time())
+        now = self.loop.time()
+        plan = rebalance(tuple(self.sets.values()), self.desk.line.waiting, self._limits, now)
         self._carry_out(plan)
-        self._remember(plan)
+        self._remember(plan, now)
         self._await_first_attempts()
 
     def _carry_out(self, plan: Plan[SlotSet[C]]) -> None:
@@ -355,9 +357,9 @@ class Engine(Generic[C]):
         if self.observer is not None:
             self.emit(events.RebalanceDone(self.name, MappingProxyType(change)))
 
-    def _remember(self, plan: Plan[SlotSet[C]]) -> None:
+    def _remember(self, plan: Plan[SlotSet[C]], planned_at: float) -> None:
         desk = self.desk
-        self._note_forgotten(plan.forgotten_at)
+        self._note_forgotten(plan.forgotten_at, planned_at)
         desk.planned_for = WHATEVER if plan.saturated else desk.claimed + desk.line.waiting
         desk.starved = plan.starved
         desk.refresh()
@@ -375,10 +377,10 @@ class Engine(Generic[C]):
         if freed:
             desk.serve_line()
 
-    def _note_forgotten(self, moment: float) -> None:
+    def _note_forgotten(self, moment: float, planned_at: float) -> None:
         """Plan again from the moment on which a forgotten backend gets a slot, should nothing else give the occasion.
 
-        When that moment has come already and no slot was to be had, the next release is the occasion.
+        When that moment had come already and no slot was to be had, the next release is the occasion.
         """
         if moment == self.forgotten_at:
             return
@@ -386,7 +388,7 @@ class Engine(Generic[C]):
         if self._forgotten_timer is not None:
             self._forgotten_timer.cancel()
             self._forgotten_timer = None
-        if moment > self.loop.time():
+        if moment > planned_at:
             self._forgotten_timer = self.timers.at(moment, self._forgotten_due)
 
     def _forgotten_due(self) -> None:

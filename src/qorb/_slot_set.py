@@ -286,16 +286,18 @@ class SlotSet(Ranked, Generic[C]):
         """Say whether the slot may attempt to connect now; if not, it is woken when it may."""
         if self.engine.tasks.closed:
             return False
-        if self._room() > 0:
+        # One moment for both: if time passed between, the slot would have come too early, and no timer would wake it.
+        now = self.engine.loop.time()
+        if self._room(now) > 0:
             self._waiting_to_connect.pop(slot, None)
             return True
         self._waiting_to_connect[slot] = None
-        self._arm_backoff_timer()
+        self._arm_backoff_timer(now)
         return False
 
-    def _room(self) -> int:
+    def _room(self, now: float) -> int:
         """Say how many attempts may begin now: while the backend fails, one at a time probes it."""
-        if self._admits_at > self.engine.loop.time():
+        if self._admits_at > now:
             return 0
         if self.backoff.steps:
             return 0 if self.attempting else 1
@@ -305,14 +307,15 @@ class SlotSet(Ranked, Generic[C]):
         """Wake as many of those that wait to connect as may begin now."""
         if not self._waiting_to_connect or self.engine.tasks.closed:
             return
-        room = self._room()
+        now = self.engine.loop.time()
+        room = self._room(now)
         for slot in tuple(self._waiting_to_connect)[: max(room, 0)]:
             slot.wake()
         if room <= 0:
-            self._arm_backoff_timer()
+            self._arm_backoff_timer(now)
 
-    def _arm_backoff_timer(self) -> None:
-        if self._backoff_timer is None and not self.leaving and self._admits_at > self.engine.loop.time():
+    def _arm_backoff_timer(self, now: float) -> None:
+        if self._backoff_timer is None and not self.leaving and self._admits_at > now:
             self._backoff_timer = self.engine.timers.at(self._admits_at, self._backoff_over)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -58,12 +59,13 @@ def call_now(function: Callable[..., T], *arguments: object) -> T:
 class Timer:
     """One timer of a TimerOwner."""
 
-    __slots__ = ("_callback", "_handle", "_owner")
+    __slots__ = ("_callback", "_handle", "_moment", "_owner")
 
-    def __init__(self, owner: TimerOwner, callback: Callable[[], object]) -> None:
+    def __init__(self, owner: TimerOwner, callback: Callable[[], object], moment: float = -math.inf) -> None:
         """Be counted by the owner until fired or cancelled."""
         self._owner = owner
         self._callback = callback
+        self._moment = moment
         self._handle: asyncio.Handle | None = None
 
     def cancel(self) -> None:
@@ -74,6 +76,9 @@ class Timer:
             self._handle = None
 
     def _fire(self) -> None:
+        if self._owner.loop.time() < self._moment:  # event loops round: uvloop to milliseconds, so that it may be early
+            self._handle = self._owner.call_at(self._moment, self._fire)
+            return
         self._handle = None
         self._owner.alive.pop(self, None)
         self._callback()
@@ -97,10 +102,14 @@ class TimerOwner:
         """Call back at a moment of loop.time(); None, and never, when that is too far away or the loop is closed."""
         if not moment - self.loop.time() < _FOREVER or self.loop.is_closed():
             return None
-        timer = Timer(self, callback)
-        timer._handle = self.loop.call_at(moment, timer._fire, context=self._context)  # noqa: SLF001 - two halves of one thing
+        timer = Timer(self, callback, moment)
+        timer._handle = self.call_at(moment, timer._fire)  # noqa: SLF001 - two halves of one thing
         self.alive[timer] = None
         return timer
+
+    def call_at(self, moment: float, callback: Callable[[], object]) -> asyncio.Handle:
+        """Have the loop call back, at that moment or a little before, without keeping count."""
+        return self.loop.call_at(moment, callback, context=self._context)
 
     def soon(self, callback: Callable[[], object]) -> Timer | None:
         """Call back in the next turn of the loop; None, and never, when the loop is closed."""
