@@ -33,6 +33,7 @@ from qorb.testing import FakeConnection, FakeConnector, assert_nothing_left, blo
 from tests.pools import backends, hold, now, opened
 from tests.test_claims import Bare, Quick
 from tests.test_lifecycle import new_loop
+from tests.words import without_slowness
 
 ROOT = Path(__file__).parent.parent
 A = backends(1)
@@ -304,7 +305,7 @@ def test_c3_a_process_that_is_stopped_from_user_code_ends_with_its_code_and_a_cl
         timeout=120,
         check=False,
     )
-    assert (ended.returncode, ended.stdout.split("\n")[:-1], ended.stderr) == (
+    assert (ended.returncode, ended.stdout.split("\n")[:-1], without_slowness(ended.stderr)) == (
         code,
         ["terminated True 0", *said],
         "",

@@ -28,6 +28,7 @@ from qorb.testing import assert_nothing_left
 from tests.connectors.peers import Listener, eventually, open_sockets
 from tests.network.pooling import BRISK, QUIET, ask, at_rest, claim_and_ask, pool_over
 from tests.network.servers import Server, ServerProcess, TlsServer
+from tests.words import without_slowness
 
 
 @pytest.fixture
@@ -302,7 +303,8 @@ def test_a_backend_that_moves_must_show_a_good_certificate_at_its_new_address(
                 await claim_and_ask(pool)
                 resolver.set(at(other_listener))
                 await eventually(lambda: impostor.refused >= 3)
-                assert "not valid for 'db.test'" in pool.stats().backends["db"].last_error
+                # On a busy machine an attempt may as well be too slow.
+                await eventually(lambda: "not valid for 'db.test'" in str(pool.stats().backends["db"].last_error))
                 assert not impostor.opened
                 resolver.set(at(third_listener))
                 await eventually(lambda: not old.connections and len(new.connections) >= BRISK.spares_wanted)
@@ -404,7 +406,7 @@ def test_a_process_without_file_descriptors_keeps_its_claims_says_so_and_recover
     program = [sys.executable, "-m", "tests.network.without_descriptors"]
     with ServerProcess() as server:
         done = subprocess.run([*program, server.address], check=False, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert (done.returncode, without_slowness(done.stderr)) == (0, ""), done.stderr
     told = json.loads(done.stdout)
     assert "Too many open files" in told["last_error"]
     assert told["held_claim_works"]
