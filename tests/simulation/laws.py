@@ -353,7 +353,7 @@ class Laws:
             kept = [slot.name for slot in slots.slots if slot.state not in (CLAIMED, TERMINATED)]
             require(not kept, f"{name} leaves, but keeps {kept}")
         elif slots._waiting_to_connect:
-            require(slots._room() <= 0, f"{name}: slots wait to connect although they may")
+            require(slots._room(now) <= 0, f"{name}: slots wait to connect although they may")
             if not slots.attempting:
                 moment = slots._admits_at
                 require(moment > now, f"{name}: nothing keeps it from connecting")

@@ -261,7 +261,7 @@ def a_check_that_never_comes(patch):
 
 @breaks(Law.PROGRESS)
 def a_retry_that_never_comes(patch):
-    patch.setattr(SlotSet, "_arm_backoff_timer", lambda _: None)
+    patch.setattr(SlotSet, "_arm_backoff_timer", lambda *_: None)
 
 
 @breaks(Law.QUIET)
