@@ -305,7 +305,7 @@ async def assert_forked(pool: Pool[TcpStream], *claims: Claim[TcpStream]) -> Non
         except PoolForkedError as error:
             if error.pool == "main":
                 continue
-        raise AssertionError(f"{call} did not raise it")
+        raise AssertionError(f"{call} did not raise PoolForkedError with the pool's name")
     for now in (
         pool.abort,
         pool.stats,
@@ -317,7 +317,7 @@ async def assert_forked(pool: Pool[TcpStream], *claims: Claim[TcpStream]) -> Non
         except PoolForkedError as error:
             if error.pool == "main":
                 continue
-        raise AssertionError(f"{now} did not raise it")
+        raise AssertionError(f"{now} did not raise PoolForkedError with the pool's name")
     for claim in claims:
         claim.release()
         claim.discard()

@@ -58,8 +58,6 @@ def test_the_dns_example_says_why_it_found_nothing():
         check=False,
     )
     reason = f"{SERVICE} SRV: 127.0.0.1:1: nobody listens there\n"
-    assert (done.returncode, without_slowness(done.stderr)) == (
-        1,
-        f"{SERVICE}: {reason}",
-    )  # what the logger qorb.dns warns of
+    # What the logger qorb.dns warns of.
+    assert (done.returncode, without_slowness(done.stderr)) == (1, f"{SERVICE}: {reason}")
     assert f"DNS: nothing newer: DNS: {reason}" in done.stdout

@@ -73,7 +73,7 @@ def test_a_signal_handler_that_raises_while_a_task_is_being_started_leaves_no_co
 
 
 def test_a_pause_that_ends_while_a_slot_asks_whether_it_may_connect_is_no_reason_to_forget_the_slot(monkeypatch):
-    """Found on a real loop, whose clock goes on between two looks at it."""
+    """In virtual time two looks at the clock see the same; on a real loop it goes on between them."""
     admit, read = SlotSet.admit, VirtualLoop.time
 
     def admit_while_time_passes(slots, slot):

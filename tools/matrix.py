@@ -1,5 +1,7 @@
 """Run the tests on every supported Python, each on the plain loop, on uvloop and (3.12 and later) with eager tasks.
 
+On uvloop those are run to which the loop makes a difference; tests/conftest.py says which.
+
 Started by "make test-matrix"; arguments go to pytest. PYTHONS="3.12 3.13" and LOOPS="uvloop" choose fewer. A Python
 that is not found fails the run, after the others have been tried: what was not tested must not look as if it were.
 """

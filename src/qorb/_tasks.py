@@ -99,7 +99,10 @@ class TimerOwner:
         return self.at(self.loop.time() + seconds, callback)
 
     def at(self, moment: float, callback: Callable[[], object]) -> Timer | None:
-        """Call back at a moment of loop.time(); None, and never, when that is too far away or the loop is closed."""
+        """Call back at a moment of loop.time(), not before, even where the loop would.
+
+        None, and never, when that is too far away or the loop is closed.
+        """
         if not moment - self.loop.time() < _FOREVER or self.loop.is_closed():
             return None
         timer = Timer(self, callback, moment)
@@ -108,7 +111,7 @@ class TimerOwner:
         return timer
 
     def call_at(self, moment: float, callback: Callable[[], object]) -> asyncio.Handle:
-        """Have the loop call back, at that moment or a little before, without keeping count."""
+        """Have the loop call a timer that is alive, at that moment or a little before."""
         return self.loop.call_at(moment, callback, context=self._context)
 
     def soon(self, callback: Callable[[], object]) -> Timer | None:
