@@ -20,6 +20,8 @@ FUZZ_ARGS ?=
 BENCH_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+# How many tests run side by side: one for each core.
+WORKERS ?= auto
 
 .PHONY: help
 help: ## Say what there is
@@ -57,7 +59,7 @@ type-completeness: $(VENV)/.wheel
 
 .PHONY: pytest
 pytest: $(VENV)/.wheel ## Run the tests against the installed wheel
-	$(RUN) pytest $(PYTEST_ARGS)
+	$(RUN) pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 # Only the core's own tests count: what only the tests of the whole pool reach by chance is not tested. And measuring
 # takes more than the tests themselves.
@@ -82,7 +84,7 @@ fuzz: $(VENV)/.wheel ## Try mutated DNS answers out for FUZZ_SECONDS=60; FUZZ_AR
 
 .PHONY: test-matrix
 test-matrix: $(VENV)/.wheel ## Run the tests on every supported Python, with uvloop and with eager tasks
-	$(RUN) tools.matrix $(PYTEST_ARGS)
+	$(RUN) tools.matrix -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: .venv-bench/.installed ## Measure against other pools

@@ -12,6 +12,9 @@ from tests.simulation.plan import draw
 from tests.simulation.play import Failure, corpus, play
 from tests.simulation.situations import NAMES
 
+# Once for the tests of the laws and for that of the situations: where tests run side by side, these do not.
+pytestmark = pytest.mark.xdist_group("worlds")
+
 CHUNK = 50
 STARTS = range(0, 500, CHUNK)
 
