@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import pytest
 
-from qorb import AllClaimsUsedError, ConnectError, Connector, NoBackendsOnlineError, Outcome
+from qorb import AllClaimsUsedError, BackendUnfitError, ConnectError, Connector, NoBackendsOnlineError, Outcome
 from qorb.events import HealthCheckFailed, RebalanceStart, SlotSetOffline
 from qorb.resolvers import ManualResolver
 from qorb.testing import FakeConnection, FakeConnector, run, settle
@@ -279,6 +279,65 @@ def test_b14_a_wrong_password_for_one_backend_is_tried_ever_more_seldom_while_an
             assert "password authentication failed" in watched.stats("b0").last_error
             tries = [one for one in watched.attempts("b0") if one > now() - 200]
             assert all(later - earlier >= 30 for earlier, later in itertools.pairwise(tries))
+
+    run(main)
+
+
+def test_b14_a_connector_that_knows_a_password_was_refused_asks_for_a_pause_and_gets_it():
+    async def main():
+        connector = FakeConnector()
+        connector.fail("connect", lambda: ConnectError("authentication failed", min_backoff=5.0), "b0")
+        async with opened(backends(2), connector, ready=False) as watched:
+            await asyncio.sleep(100)
+            tries = sorted(set(watched.attempts("b0")))  # the first ones were made side by side
+            assert len(tries) >= 5
+            assert all(later - earlier >= 5.0 for earlier, later in itertools.pairwise(tries))
+
+    run(main)
+
+
+# B11: a backend that answers, and is not what is wanted.
+
+
+def test_b11_a_backend_that_is_looked_at_often_until_it_is_fit_serves_as_soon_as_it_is():
+    async def main():
+        connector = FakeConnector()
+        connector.fail("connect", lambda: BackendUnfitError("a replica", max_backoff=0.5), "b0")
+        async with opened(backends(2), connector, ready=False, min_connection_backoff=0.1) as watched:
+            await asyncio.sleep(300)
+            tries = watched.attempts("b0")[10:]
+            assert all(later - earlier <= 0.6 for earlier, later in itertools.pairwise(tries))
+            connector.heal("b0")
+            await asyncio.sleep(0.6)
+            assert watched.stats("b0").online
+
+    run(main)
+
+
+class FindsOut(FakeConnector):
+    """Finds something out when it prepares a connection, or makes one fit: once."""
+
+    def __init__(self, operation, error):
+        super().__init__()
+        self.error = error
+        setattr(self, operation, self.find_out)
+
+    async def find_out(self, connection, outcome=None):
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize("operation", ["on_recycle", "on_acquire"])
+@pytest.mark.parametrize(("error", "checked"), [(BackendUnfitError, 7), (ConnectError, 0)])
+def test_b11_when_one_connection_finds_the_backend_unfit_the_other_idle_ones_are_checked(operation, error, checked):
+    async def main():
+        connector = FindsOut(operation, error("a replica now"))
+        async with opened(backends(1), connector, spares_wanted=8, max_slots=8, health_interval=1000) as watched:
+            async with watched.pool.claim(timeout=1):
+                pass
+            await asyncio.sleep(0.1)
+            assert len(calls(connector, "validate")) == checked
 
     run(main)
 

@@ -5,6 +5,7 @@ from qorb.claim import Claim, ClaimRequest
 from qorb.connector import Connector, Outcome
 from qorb.errors import (
     AllClaimsUsedError,
+    BackendUnfitError,
     ClaimError,
     ClaimReleasedError,
     ClaimRevokedError,
@@ -32,6 +33,7 @@ __all__ = [
     "AllClaimsUsedError",
     "Backend",
     "BackendStats",
+    "BackendUnfitError",
     "Claim",
     "ClaimError",
     "ClaimReleasedError",

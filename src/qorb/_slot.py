@@ -194,8 +194,9 @@ class Slot(Generic[C]):
         self.detached = True
         if self.holder is not None:  # otherwise its claimer has not come for it yet
             self.owner.engine.desk.handed_back(self)
-        self.owner.engine.connections.pop(id(self.connection), None)
         connection, ready = self.connection, self.ready
+        self.owner.engine.connections.pop(id(connection), None)
+        self.owner.engine.threads.leave(connection)
         self.connection = None
         self.move(TERMINATED)
         self.connection, self.ready = connection, ready

@@ -11,7 +11,7 @@ from qorb._core.failures import FailureWindow
 from qorb._core.ranking import MAX_PENALTY, Ranked
 from qorb._slot import CHECKING, CLAIMED, CONNECTING, RECYCLING, TERMINATED, UNCLAIMED, Slot
 from qorb._tasks import logger
-from qorb.errors import ConnectError, describe, presentable
+from qorb.errors import BackendUnfitError, ConnectError, describe, presentable
 from qorb.stats import BackendStats
 
 if TYPE_CHECKING:
@@ -373,7 +373,8 @@ class SlotSet(Ranked, Generic[C]):
         now = self.engine.loop.time()
         self.last_attempt = now
         self._failed(error)
-        self.backoff.failed(began_in, now, self.engine.backoff_cap())
+        least, most = (error.min_backoff, error.max_backoff) if isinstance(error, ConnectError) else (0.0, math.inf)
+        self.backoff.failed(began_in, now, min(self.engine.backoff_cap(), most), least)
         self.backoff.not_before = max(self.backoff.not_before, now + LEAST_PAUSE)
         self._tried()
         self.observe_failure(events.ConnectFailed, slot, self.last_error_text or "")
@@ -411,6 +412,10 @@ class SlotSet(Ranked, Generic[C]):
         self._failed(error)
         self.observe_failure(events.HealthCheckFailed, slot, self.last_error_text or "")
         slot.move(CONNECTING)
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        """Check all idle connections now, together."""
         for other in tuple(self.idle):
             if other.state is UNCLAIMED:
                 other.check()
@@ -423,6 +428,8 @@ class SlotSet(Ranked, Generic[C]):
         self.observe_failure(events.RecycleFailed, slot, self.last_error_text or "")
         if slot.state is RECYCLING:  # is_closed() may have ended the pool
             slot.move(CONNECTING)
+            if isinstance(error, BackendUnfitError):
+                self._check_idle()
 
     def found_closed(self, slot: Slot[C]) -> None:
         """Replace an idle connection that is visibly dead, and any other idle one of this backend that is too.
@@ -471,6 +478,8 @@ class SlotSet(Ranked, Generic[C]):
         self._failed(error)
         self.acquire_backoff.failed(slot.acquire_round, now, self.engine.backoff_cap())
         slot.move(TERMINATED if self.leaving or not self.engine.desk.open else CONNECTING)
+        if isinstance(error, BackendUnfitError) and slot.state is CONNECTING:
+            self._check_idle()
 
     def acquire_worked(self) -> None:
         """Start the on_acquire backoff over."""

@@ -16,6 +16,7 @@
     ├── PoolForkedError                   used in a child process
     ├── ResolveError                      a cause: why no backends were found
     └── ConnectError                      a cause: why a backend could not be connected to
+        └── BackendUnfitError             it answers, and is not what is wanted now
     PolicyError                           a ValueError that names the field
 
 What the text says stands in attributes, too, for programs to read. No error carries a secret: texts of foreign
@@ -189,12 +190,29 @@ class ResolveError(PoolError):
 
 
 class ConnectError(PoolError):
-    """Why a backend could not be connected to or failed a check. Carries the backend's name, never a secret."""
+    """Why a backend could not be connected to or failed a check. Carries the backend's name, never a secret.
 
-    def __init__(self, message: str, backend: str | None = None) -> None:
-        """Keep the backend's name beside the text."""
+    A connector that knows better than the policy when the next attempt makes sense says so: `min_backoff` and
+    `max_backoff` are seconds, the shortest and the longest pause after this failure. A password that was refused is
+    not tried again at once, lest the account be locked; a replica that is to be promoted is asked often.
+    """
+
+    def __init__(
+        self, message: str, backend: str | None = None, *, min_backoff: float = 0.0, max_backoff: float = math.inf
+    ) -> None:
+        """Keep the facts beside the text."""
         super().__init__(message)
         self.backend = backend
+        self.min_backoff: float = max(0.0, min_backoff)
+        self.max_backoff: float = max(0.0, max_backoff)
+
+
+class BackendUnfitError(ConnectError):
+    """The backend answers, but is not what is wanted now: a replica where the primary is looked for, for instance.
+
+    That concerns all connections to it: when on_recycle(), on_acquire() or validate() raises this, the backend's other
+    idle ones are checked at once.
+    """
 
 
 class PolicyError(ValueError):

@@ -86,6 +86,28 @@ def test_a_pause_is_shortened_only_when_it_would_last_longer_than_the_cap():
     assert not made().shorten(0, 5.0)
 
 
+def test_a_failure_that_asks_for_a_longer_pause_gets_it_and_nothing_shortens_it():
+    backoff = made()
+    backoff.failed(backoff.round, 100, 1.0, 5.0)
+    assert backoff.not_before == 105
+    assert not backoff.shorten(100, 1.0)
+    assert backoff.not_before == 105
+    backoff.failed(backoff.round, 105)
+    assert backoff.not_before < 106  # the next one does not ask for it
+    backoff.failed(backoff.round, 110, 1.0, math.inf)
+    backoff.succeeded()
+    assert backoff.not_before == -math.inf
+
+
+def test_a_pause_is_shortened_no_further_than_the_failure_asked_for():
+    backoff = made()
+    pauses(backoff, 20)
+    backoff.failed(backoff.round, 100, math.inf, 8.0)
+    assert backoff.not_before > 100 + MOST / 2
+    assert backoff.shorten(100, 5.0)
+    assert backoff.not_before == 108
+
+
 def test_without_failure_there_is_no_pause():
     assert made().not_before == -math.inf
 

@@ -19,7 +19,7 @@ class Backoff:
     a round makes the pause longer.
     """
 
-    __slots__ = ("_least", "_rng", "_spread", "longest", "not_before", "round", "steps")
+    __slots__ = ("_floor", "_least", "_rng", "_spread", "longest", "not_before", "round", "steps")
 
     def __init__(self, least: float, most: float, spread: float, rng: Random) -> None:
         """Take the first pause, the longest one and the random part, in seconds."""
@@ -31,27 +31,33 @@ class Backoff:
         """Failed rounds since the last success."""
         self.round = 0
         self.not_before = -math.inf
+        self._floor = -math.inf
+        """What `not_before` is not brought down under."""
 
-    def failed(self, began_in: int, now: float, cap: float = math.inf) -> bool:
-        """Note that an attempt of round `began_in` failed. False when its round had failed already."""
+    def failed(self, began_in: int, now: float, cap: float = math.inf, least: float = 0.0) -> bool:
+        """Note that an attempt of round `began_in` failed. False when its round had failed already.
+
+        The pause is drawn under `cap`, and is at least `least`.
+        """
         if began_in != self.round:
             return False
         self.round += 1
         self.steps += 1
-        self.not_before = now + self._pause(cap)
+        self._floor = now + least
+        self.not_before = max(now + self._pause(cap), self._floor)
         return True
 
     def succeeded(self) -> None:
         """Start over: the next failure pauses for the first pause again."""
         self.steps = 0
         self.round += 1
-        self.not_before = -math.inf
+        self.not_before = self._floor = -math.inf
 
     def shorten(self, now: float, cap: float) -> bool:
         """Bring a pause that would last longer than `cap` down to one drawn under it; say whether that was needed."""
-        if self.not_before <= now + cap + self._spread:
+        if self.not_before <= max(now + cap + self._spread, self._floor):
             return False
-        self.not_before = now + self._draw(cap)
+        self.not_before = max(now + self._draw(cap), self._floor)
         return True
 
     @property
