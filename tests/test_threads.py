@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 
@@ -11,9 +12,11 @@ import pytest
 
 from qorb import Pool, TerminationError
 from qorb.connectors import TcpConnector
+from qorb.errors import ConnectError
 from qorb.resolvers import FixedResolver
 from qorb.testing import FakeConnector, assert_nothing_left
-from qorb.threads import to_thread
+from qorb.threads import ThreadOwner, to_thread
+from qorb.workers import Worker
 
 
 class Gate:
@@ -172,3 +175,88 @@ def test_a_cancelled_call_ends_when_its_function_has_returned(run_real):
             await call
 
     run_real(main)
+
+
+def test_a_worker_makes_uses_and_ends_its_thing_on_one_thread(run_real):
+    seen = []
+
+    def note(what):
+        seen.append((what, threading.current_thread()))
+        return what
+
+    async def main():
+        worker = await Worker.start(lambda: note("thing"), lambda thing: note("end"), what="keeps a thing")
+        assert worker.thread.name == "qorb keeps a thing"
+        assert worker.thread.daemon
+        assert await asyncio.gather(*(worker.run(lambda thing, n=n: note(n)) for n in range(3))) == [0, 1, 2]
+        assert not worker.busy
+        worker.stop()
+        worker.stop()
+        await worker.ended()
+        assert worker.stopped
+        assert seen == [(what, worker.thread) for what in ("thing", 0, 1, 2, "end")]
+        assert not worker.thread.is_alive()
+
+    run_real(main)
+
+
+def test_what_the_end_of_a_workers_thing_raises_is_raised_where_it_is_waited_for(run_real):
+    async def main():
+        worker = await Worker.start(lambda: 0, lambda thing: 1 / thing)
+        worker.stop()
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                await worker.ended()
+
+    run_real(main)
+
+
+def test_a_worker_whose_thing_cannot_be_made_leaves_no_thread(run_real):
+    async def main():
+        before = threading.active_count()
+        with pytest.raises(ZeroDivisionError):
+            await Worker.start(lambda: 1 / 0, print)
+        assert threading.active_count() == before
+
+    run_real(main)
+
+
+def test_a_worker_that_is_forgotten_ends_its_thing_and_its_thread(run_real):
+    async def main():
+        ended = threading.Event()
+        worker = await Worker.start(object, lambda thing: ended.set())
+        thread = worker.thread
+        del worker
+        gc.collect()
+        await asyncio.to_thread(thread.join)
+        assert ended.is_set()
+
+    run_real(main)
+
+
+def test_calls_that_wait_when_a_worker_is_stopped_are_refused(run_real):
+    async def main():
+        gate = Gate()
+        worker = await Worker.start(object, id)
+        first = asyncio.create_task(worker.run(lambda thing: gate.pass_through("through")))
+        await asyncio.to_thread(gate.came.wait)
+        second = asyncio.create_task(worker.run(id))
+        await asyncio.sleep(0)
+        worker.abort()
+        gate.open.set()
+        assert await first == "through"
+        with pytest.raises(ConnectError, match="the connection is closed"):
+            await second
+        await worker.ended()
+
+    run_real(main)
+
+
+def test_an_owner_leaves_the_thread_of_one_connection_and_keeps_the_others():
+    owner, threads = ThreadOwner("qorb main", lambda: None), [threading.Thread() for _ in range(3)]
+    first, second = Gate(), Gate()
+    owner.started(threads[0])
+    owner.serves(threads[1], first)
+    owner.serves(threads[2], second)
+    owner.leave(first)
+    assert [owner.owns(thread) for thread in threads] == [True, False, True]

@@ -91,6 +91,11 @@ class Pool(Unique, Generic[C]):
         return f"<qorb.Pool {self.name!r} {self.state.value}>"
 
     @property
+    def connector(self) -> Connector[C]:
+        """What makes its connections."""
+        return self._connector
+
+    @property
     def state(self) -> PoolState:
         """Where the pool is in its life."""
         return self._engine.state if self._engine is not None else self._state

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import threading
+import weakref
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +24,8 @@ class ThreadOwner:
         """Own nothing yet. `name` stands before those of the threads; `ended` is called when a thread has ended."""
         self.name = name
         self._ended = ended
-        self._threads: dict[threading.Thread, None] = {}
+        self._threads: dict[threading.Thread, weakref.ref[Any] | None] = {}
+        """Each with the connection that it serves, if it serves one."""
 
     @property
     def alive(self) -> tuple[str, ...]:
@@ -32,6 +35,20 @@ class ThreadOwner:
     def started(self, thread: threading.Thread) -> None:
         """Own a thread."""
         self._threads[thread] = None
+
+    def serves(self, thread: threading.Thread, connection: object) -> None:
+        """Note which connection a thread is there for."""
+        self._threads[thread] = weakref.ref(connection)
+
+    def owns(self, thread: threading.Thread) -> bool:
+        """Say whether the thread is still this owner's business."""
+        return thread in self._threads
+
+    def leave(self, connection: object) -> None:
+        """Own the thread of a connection no more: both are left to the claimer."""
+        for thread, served in tuple(self._threads.items()):
+            if served is not None and served() is connection:
+                del self._threads[thread]
 
     def joined(self, thread: threading.Thread) -> None:
         """Forget a thread that has ended."""
@@ -61,44 +78,98 @@ async def to_thread(function: Callable[..., T], *arguments: object, what: str = 
     Nothing can interrupt a thread. So that none goes on using a connection that is closed meanwhile, a call that is
     cancelled raises its CancelledError when the function has returned: bound what that does by a timeout of its own.
     """
-    loop = asyncio.get_running_loop()
-    call = employer.get()
-    owner = call.threads if call is not None else None
-    finished = asyncio.Event()
+    owner = owner_here()
+    ending = Ending(asyncio.get_running_loop(), owner)
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
 
-    def work() -> None:
-        try:
-            outcome.set_result(function(*arguments))
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
-            outcome.set_exception(error)
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile; nobody waits
-            loop.call_soon_threadsafe(join)
-
-    def join() -> None:
-        thread.join()
-        if owner is not None:
-            owner.joined(thread)
-        finished.set()
+    def serve() -> None:
+        work(outcome, functools.partial(function, *arguments))
+        ending.tell()
 
     # A daemon, so that an interpreter that exits in the middle of it is not held up.
-    thread = threading.Thread(target=work, name=f"{_name(owner)} {what}", daemon=True)
-    thread.start()
-    if owner is not None:
-        owner.started(thread)
-    cancelled: asyncio.CancelledError | None = None
-    while not finished.is_set():
-        try:
-            await finished.wait()
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
+    ending.start(threading.Thread(target=serve, name=f"{name_here(owner)} {what}", daemon=True))
+    await outlast(ending.joined)
     return outcome.result()
 
 
-def _name(owner: ThreadOwner | None) -> str:
+async def outlast(event: asyncio.Event, cancelled: Callable[[], object] | None = None) -> None:
+    """Wait for the event in spite of cancellations, at each of which `cancelled` is called; then raise the last."""
+    last: asyncio.CancelledError | None = None
+    while not event.is_set():
+        try:
+            await event.wait()
+        except asyncio.CancelledError as error:
+            last = error
+            if cancelled is not None:
+                cancelled()
+    if last is not None:
+        raise last
+
+
+def work(outcome: concurrent.futures.Future[T], function: Callable[[], T]) -> None:
+    """Call the function, and keep what it returns or raises for whoever waits."""
+    try:
+        outcome.set_result(function())
+    except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+        outcome.set_exception(error)
+    finally:
+        del outcome, function  # the traceback knows this frame: what it holds would live as long as the error
+
+
+def owner_here() -> ThreadOwner | None:
+    """Give the owner of threads that are started here: that of the pool whose call this is, if it is one."""
+    call = employer.get()
+    return call.threads if call is not None else None
+
+
+def name_here(owner: ThreadOwner | None) -> str:
     """Give the name of the pool's task that starts a thread, or, where that is not the pool's, of the pool."""
     name = "qorb" if owner is None else owner.name
     task = asyncio.current_task()
     return task.get_name() if task is not None and task.get_name().startswith(f"{name} ") else name
+
+
+class Ending:
+    """How the loop hears that a thread has ended: the last thing that the thread does is to tell it.
+
+    Holds on to neither loop nor owner, for a thread that waits is never garbage, nor is what it holds on to.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: ThreadOwner | None) -> None:
+        """Belong to a thread that is to be started by start()."""
+        self.joined: asyncio.Event = asyncio.Event()
+        """In the loop: the thread has ended."""
+        self._loop = weakref.ref(loop)
+        self._owner = weakref.ref(owner) if owner is not None else None
+
+    def start(self, thread: threading.Thread) -> None:
+        """Start the thread for the owner."""
+        thread.start()
+        owner = self._owner() if self._owner is not None else None
+        if owner is not None:
+            owner.started(thread)
+
+    @property
+    def unheard(self) -> bool:
+        """Whether nobody will hear of it any more."""
+        loop = self._loop()
+        return loop is None or loop.is_closed()
+
+    def tell(self) -> None:
+        """Say that the calling thread ends now."""
+        loop = self._loop()
+        if loop is not None:
+            call_soon(loop, self._join, threading.current_thread())
+
+    def _join(self, thread: threading.Thread) -> None:
+        thread.join()
+        owner = self._owner() if self._owner is not None else None
+        if owner is not None and owner.owns(thread):
+            owner.joined(thread)
+        self.joined.set()
+
+
+def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
+    """Call back in the loop, from a thread; not when the loop is closed, for then nobody waits."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(callback, *arguments)
