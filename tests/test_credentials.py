@@ -1,0 +1,119 @@
+"""Credentials that show themselves nowhere, and errors that are told without them."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import logging
+import pickle
+import traceback
+
+import pytest
+
+from qorb import ConnectError
+from qorb.credentials import Secret, checked, connect_error, revealed, without
+from qorb.testing import run
+
+CANARY = "c4n4ry-in-the-mine"
+
+
+def test_a_secret_shows_itself_nowhere_and_gives_itself_when_it_is_asked():
+    secret = Secret(CANARY)
+    shown = [repr(secret), str(secret), f"{secret:>20}", "%s" % secret, repr([secret]), repr({"a": secret})]  # noqa: UP031
+    assert all(CANARY not in text and "***" in text for text in shown)
+    assert CANARY.encode() not in pickle.dumps(secret)
+    assert copy.copy(secret).reveal() == "***"
+    with pytest.raises(TypeError):
+        json.dumps(secret)
+    assert not hasattr(secret, "__dict__")
+    assert secret.reveal() == CANARY
+
+
+def test_secrets_compare_by_what_they_hide():
+    assert Secret("a") == Secret("a") != Secret("b")
+    assert len({Secret("a"), Secret("a")}) == 1
+    assert Secret("a") != "a"
+
+
+def test_what_is_no_text_is_no_secret_and_is_not_shown():
+    with pytest.raises(TypeError, match="not something of the class bytes") as caught:
+        Secret(CANARY.encode())
+    assert CANARY not in str(caught.value)
+    with pytest.raises(
+        TypeError, match="password must be a text, a Secret or a function, not something of the class int"
+    ):
+        checked("password", 5)
+
+
+def test_a_bare_text_is_not_kept():
+    assert isinstance(checked("password", CANARY), Secret)
+    assert checked("password", None) is None
+
+
+async def coming():
+    await asyncio.sleep(0.1)
+    return CANARY
+
+
+@pytest.mark.parametrize("given", [CANARY, Secret(CANARY), lambda: CANARY, lambda: Secret(CANARY), coming])
+def test_a_credential_is_a_value_or_is_asked_for(given):
+    async def main():
+        found = await revealed("password", checked("password", given))
+        assert found.reveal() == CANARY
+
+    run(main)
+
+
+@pytest.mark.parametrize("answer", [None, 5, b"x", lambda: "x"])
+def test_a_function_that_gives_no_credential_is_named(answer):
+    async def main():
+        with pytest.raises(TypeError, match="the function given as password must return a text or a Secret, not a"):
+            await revealed("password", lambda: answer)
+
+    run(main)
+
+
+def test_none_stays_none():
+    async def main():
+        assert await revealed("password", None) is None
+
+    run(main)
+
+
+def test_texts_are_told_without_secrets_but_for_those_so_short_that_everything_holds_them():
+    assert without(f"a {CANARY} b {CANARY}", [Secret(CANARY), None]) == "a *** b ***"
+    assert without("a cat", [Secret("a")]) == "a cat"
+
+
+def broken(text, chained=None):
+    try:
+        try:
+            if chained is not None:
+                raise ValueError(chained)
+        except ValueError as error:
+            raise OSError(text) from error
+        raise OSError(text)
+    except OSError as error:
+        return error
+
+
+def test_an_error_without_secrets_is_chained_and_keeps_what_it_was_given():
+    error = connect_error("connecting", broken("no route"), "b0", [Secret(CANARY)], min_backoff=5.0, max_backoff=9.0)
+    assert isinstance(error, ConnectError)
+    assert str(error) == "connecting: OSError: no route"
+    assert isinstance(error.__cause__, OSError)
+    assert (error.backend, error.min_backoff, error.max_backoff) == ("b0", 5.0, 9.0)
+
+
+@pytest.mark.parametrize("error", [broken(f"refused {CANARY}"), broken("refused", f"with {CANARY}")])
+def test_an_error_that_quotes_a_secret_or_is_chained_to_one_that_does_is_told_alone(error, caplog):
+    told = connect_error("connecting", error, "b0", [Secret(CANARY)])
+    assert told.__cause__ is None
+    logging.getLogger("test").error("failed", exc_info=told)
+    assert CANARY not in "".join(traceback.format_exception(told)) + caplog.text
+
+
+def test_pauses_that_are_none_are_none():
+    assert ConnectError("x", min_backoff=float("nan")).min_backoff == 0.0
+    assert ConnectError("x", min_backoff=-1.0).min_backoff == 0.0
