@@ -18,7 +18,8 @@ SRC = Path(__file__).parent.parent / "src"
 # entered here.
 LAYERS = (
     {"_core"},
-    {"errors", "backend", "policy", "stats", "connector", "events", "threads", "publishing"},
+    {"errors", "backend", "policy", "stats", "connector", "events", "publishing", "credentials"},
+    {"threads", "workers"},
     {"_tasks", "_home"},
     {"_resolving"},
     {"resolver"},
@@ -61,8 +62,8 @@ MAY_END_OTHERWISE = {
     ("qorb.testing._fakes", "_go_on_regardless"),
     # Keeps the cancellation until its tasks have ended, then raises it.
     ("qorb.watching", "run"),
-    # Keeps the cancellation until its thread has ended, then raises it.
-    ("qorb.threads", "to_thread"),
+    # Keeps the cancellation until what it waits for has come, then raises it.
+    ("qorb.threads", "outlast"),
     # Passes on whatever is raised on its thread to the coroutine that waits for it.
     ("qorb.threads", "work"),
 }

@@ -7,6 +7,7 @@
 | servers | echo servers that can be killed, revived, hung and healed |
 | dns | the DNS server in whose zone the pool finds them |
 | connector | how the pool opens and checks a connection to one |
+| postgres | PostgreSQL servers that can be killed, frozen, promoted and demoted |
 | clients | they claim, send a line, and compare what comes back |
 | scenario | what happens when, and what to look at: a table |
 | frame | what there is to show at one moment, worked out from Pool.stats() |

