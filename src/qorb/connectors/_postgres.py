@@ -1,0 +1,63 @@
+"""What the connectors for PostgreSQL share: which of the servers is the one that is wanted."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from qorb.errors import BackendUnfitError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Role: TypeAlias = Literal["primary", "replica", "any"]
+"""Which servers are wanted: those that accept writes, those that do not, or both."""
+
+READ_ONLY_QUERY = "SELECT pg_catalog.current_setting('transaction_read_only')"
+"""Asked outside of a transaction. Whether a server is in recovery says less: one that was demoted in place is not."""
+_ASK_AGAIN = 0.5
+"""Seconds between two looks at a server that has not the role: one that is promoted is used within a second."""
+
+
+class RoleKeeper:
+    """Keeps to one role for one connector: says what fits, and remembers which servers have lost the role since when.
+
+    A connection that was seen to fit has a proof, a number that grows. When a server is found to have lost the role,
+    all proofs that were given for it before are void.
+    """
+
+    def __init__(self, role: Role, sign: str = "transaction_read_only is on") -> None:
+        """Raise ValueError for a role that is none. `sign` is what tells that a server refuses writes."""
+        if role not in get_args(Role):
+            raise ValueError(f"role must be 'primary', 'replica' or 'any', not {shown(role)}")
+        self.role: Role = role
+        self._sign = sign
+        self._next: Callable[[], int] = itertools.count(1).__next__
+        self._lost: dict[str, int] = {}
+
+    @property
+    def matters(self) -> bool:
+        """Whether there is anything to ask."""
+        return self.role != "any"
+
+    def prove(self, backend: str, *, read_only: bool) -> int:
+        """Give the proof that a server fits, by what it has just said of itself. Raises BackendUnfitError."""
+        if self.unfit(read_only=read_only):
+            self.lose(backend)
+            what = f"refuses writes ({self._sign})" if read_only else "accepts writes"
+            raise BackendUnfitError(
+                f"the server {what}, and role={self.role!r} is wanted", backend, max_backoff=_ASK_AGAIN
+            )
+        return self._next()
+
+    def unfit(self, *, read_only: bool) -> bool:
+        """Whether a server is not the one that is wanted."""
+        return self.matters and read_only != (self.role == "replica")
+
+    def lose(self, backend: str) -> None:
+        """Note that a server has not the role, so that no connection from before is used again."""
+        self._lost[backend] = self._next()
+
+    def is_void(self, backend: str, proof: int) -> bool:
+        """Whether the server has been found without the role since the proof was given."""
+        return proof < self._lost.get(backend, 0)

@@ -1,0 +1,321 @@
+"""AsyncpgConnector: connections to PostgreSQL through asyncpg, kept to the primary or to replicas when that matters."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownParameterType=false, reportMissingTypeStubs=false
+# asyncpg comes without types.
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from weakref import WeakKeyDictionary
+
+from qorb.connector import Connector, Outcome
+from qorb.connectors._dialling import DiallingLoop
+from qorb.connectors._postgres import READ_ONLY_QUERY, Role, RoleKeeper
+from qorb.connectors.tcp import TcpConnector, _checked_context, _server_name
+from qorb.credentials import Credential, Secret, checked, connect_error, revealed
+from qorb.errors import ConnectError, shown
+
+try:
+    import asyncpg  # type: ignore[import-untyped]
+except ImportError as _error:
+    raise ImportError('AsyncpgConnector needs asyncpg; run: pip install "qorb[asyncpg]"') from _error
+
+if TYPE_CHECKING:
+    import ssl as tls
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from qorb.backend import Backend
+
+    Hook: TypeAlias = Callable[[asyncpg.Connection], Awaitable[object]]
+
+Reset: TypeAlias = Literal["when needed", "always"]
+
+_READ_ONLY = "25006"
+_TOO_MANY = "53300"
+_NO_LOCK_OUT = 5.0
+"""Seconds between two attempts with a password that was refused: servers lock accounts."""
+_OURS = {
+    **dict.fromkeys(("host", "port", "dsn", "service"), "the backend says where to connect to"),
+    **dict.fromkeys(("user", "password", "database", "ssl", "server_settings"), "it is a parameter of its own"),
+    "timeout": "Policy.connect_timeout bounds it",
+    "target_session_attrs": "use role",
+    "loop": "it is the pool's",
+}
+"""Options of asyncpg.connect() that are refused, and why."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the connector knows of one of its connections."""
+
+    backend: str
+    loop: DiallingLoop
+    settings: Any
+    """What the server has reported; it keeps itself up to date."""
+    proof: int = 0
+    callbacks: tuple[set[Any], ...] = ()
+    """What listens to the connection when nobody has claimed it."""
+
+
+class AsyncpgConnector(Connector["asyncpg.Connection"]):
+    """Opens connections to PostgreSQL; the pool hands out asyncpg.Connection.
+
+    user, password: texts, Secrets, or (async) functions that are asked at every connect. None: as asyncpg finds them,
+        in PGUSER, PGPASSWORD and ~/.pgpass.
+    database: its name; None: PGDATABASE, else the user's name.
+    ssl: the context for TLS, or None for none. The certificate must be good for `backend.server_name`, or for
+        `backend.host` when that is None, whatever address is connected to. As with TcpConnector, a context that does
+        not check brings a RuntimeWarning.
+    role: which servers are wanted: "primary" accepts writes, "replica" does not, "any" is either.
+    application_name, server_settings: settings of the sessions; a reset goes back to them.
+    options: further arguments of asyncpg.connect(), such as command_timeout or statement_cache_size.
+    reset: "when needed" rolls back and resets the session (RESET ALL, UNLISTEN *, advisory locks, cursors) after a
+        claim that was cancelled, or left a transaction, a cancelled query, or a listener; what a claim has SET stays.
+        "always" does it after every claim, which costs a round trip or two.
+    on_connect, on_acquire: coroutine functions called with each new connection, and with each before a claim gets it.
+        What they raise counts as a failure of the backend.
+
+    Raises TypeError or ValueError, naming the parameter, for anything else.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is one setting of PostgreSQL's or of the driver's, and has a default
+        self,
+        *,
+        user: Credential | None = None,
+        password: Credential | None = None,
+        database: str | None = None,
+        ssl: tls.SSLContext | None = None,
+        role: Role = "any",
+        application_name: str | None = None,
+        server_settings: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
+        reset: Reset = "when needed",
+        on_connect: Hook | None = None,
+        on_acquire: Hook | None = None,
+    ) -> None:
+        """Check the settings. Opens nothing."""
+        self._user = checked("user", user)
+        self._password = checked("password", password)
+        self._hides_user = isinstance(user, Secret)
+        self._database = database
+        self._ssl = _checked_context(ssl)
+        self._role = RoleKeeper(role)
+        self._settings = _checked_settings(application_name, server_settings)
+        self._options = _checked_options(options)
+        if reset not in get_args(Reset):
+            raise ValueError(f"reset must be 'when needed' or 'always', not {shown(reset)}")
+        self._resets_always = reset == "always"
+        self._hooks = _checked_hook("on_connect", on_connect), _checked_hook("on_acquire", on_acquire)
+        self._tcp = TcpConnector()
+        self._known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        """Show the settings that can hold no secret."""
+        context = "None" if self._ssl is None else "<SSLContext>"
+        return f"{type(self).__name__}(ssl={context}, role={self._role.role!r})"
+
+    async def connect(self, backend: Backend) -> asyncpg.Connection:
+        """Connect, log in, see to the role, call on_connect. Raises ConnectError, BackendUnfitError when it is another.
+
+        A host that is a name is looked up as TcpConnector does it. Cancelled, it leaves nothing open. A login that is
+        refused asks for a pause of five seconds.
+        """
+        secrets = await self._revealed("user", backend), await self._revealed("password", backend)
+        loop = DiallingLoop(self._tcp, backend, None if self._ssl is None else _server_name(backend))
+        try:
+            connection = await self._open(backend, loop, *secrets)
+        except BaseException as error:
+            loop.abort()
+            if isinstance(error, Exception) and not isinstance(error, ConnectError):
+                hidden = secrets if self._hides_user else secrets[1:]
+                told = _told(backend, error, hidden, tls=self._ssl is not None)
+                raise told from told.__cause__
+            raise
+        self._known[connection] = _Known(backend.name, loop, connection.get_settings())
+        try:
+            await self._prepare(connection)
+        except BaseException:
+            self.abort(connection)
+            raise
+        return connection
+
+    async def validate(self, connection: asyncpg.Connection) -> None:
+        """Ask the server whether it accepts writes. Raises BackendUnfitError when the role wants it otherwise."""
+        known = self._known[connection]
+        answer: Any = await connection.fetchval(READ_ONLY_QUERY)
+        known.proof = self._role.prove(known.backend, read_only=answer == "on")
+
+    async def on_acquire(self, connection: asyncpg.Connection) -> None:
+        """Call the hook that was given as on_acquire."""
+        if (hook := self._hooks[1]) is not None:
+            await hook(connection)
+
+    async def on_recycle(self, connection: asyncpg.Connection, outcome: Outcome) -> None:
+        """Roll back, reset the session, take away what listens, and see to the role."""
+        known = self._known[connection]
+        if outcome is Outcome.LEAKED:
+            raise ConnectError("the claim was lost without release, and somebody may still use the connection")
+        await _protocol(connection)._wait_for_cancellation()  # noqa: SLF001 - as every query does
+        if known.loop.awaits_an_answer:
+            raise ConnectError("a query is still under way on the connection, though its claim has ended")
+        if connection.is_in_transaction():
+            await connection.execute("ROLLBACK")
+        connection._top_xact = None  # noqa: SLF001 - or reset() reports to the loop's exception handler what it rolls back
+        await connection.reset()
+        for now, before in zip(_callbacks(connection), known.callbacks, strict=True):
+            now.clear()
+            now.update(before)
+        await self.validate(connection)
+
+    async def close(self, connection: asyncpg.Connection) -> None:
+        """Say goodbye to the server, and wait until it has closed. When it is cancelled, it aborts."""
+        try:
+            await connection.close()
+        except BaseException:
+            self.abort(connection)
+            raise
+
+    def abort(self, connection: asyncpg.Connection) -> None:
+        """Close at once, also when the loop has stopped or is closed. A query under way goes on until it notices."""
+        known = self._known[connection]
+        with contextlib.suppress(RuntimeError):  # the loop is closed; the transport cannot ask it to go on
+            connection.terminate()
+        known.loop.abort()
+
+    def is_closed(self, connection: asyncpg.Connection) -> bool:
+        """Say whether the connection is closed, or its server has lost the role since it was last asked."""
+        known = self._known[connection]
+        return connection.is_closed() or known.loop.is_closing or self._role.is_void(known.backend, known.proof)
+
+    def needs_recycle(self, connection: asyncpg.Connection, outcome: Outcome) -> bool:
+        """Say whether anything must be done before the next claim. By what the driver knows; nothing is asked.
+
+        An exception in the claim is no reason by itself: the transaction was rolled back, or is still open.
+        """
+        if outcome is Outcome.CANCELLED or outcome is Outcome.LEAKED or self._resets_always or connection.is_closed():
+            return True
+        known = self._known[connection]
+        return (
+            connection.is_in_transaction()
+            or known.loop.awaits_an_answer
+            or _protocol(connection)._is_cancelling()  # noqa: SLF001 - there is no public word for it
+            or bool(connection._listeners)  # noqa: SLF001 - as above
+            or _callbacks(connection) != known.callbacks
+            or (self._role.matters and self._may_have_lost_role(known, outcome))
+        )
+
+    async def _revealed(self, what: Literal["user", "password"], backend: Backend) -> Secret | None:
+        try:
+            return await revealed(what, self._user if what == "user" else self._password)
+        except Exception as error:  # noqa: BLE001 - a user's function may raise anything
+            told = connect_error(f"asking for the {what} failed", error, backend.name)
+            raise told from told.__cause__
+
+    async def _open(
+        self, backend: Backend, loop: DiallingLoop, user: Secret | None, password: Secret | None
+    ) -> asyncpg.Connection:
+        unbounded: dict[str, Any] = {"timeout": None}  # the pool bounds it
+        return await asyncpg.connect(
+            host=backend.host,
+            port=backend.port,
+            user=None if user is None else user.reveal(),
+            # The connection keeps what it is given.
+            password=None if password is None else password.reveal,
+            database=self._database,
+            ssl=False if self._ssl is None else self._ssl,
+            server_settings=self._settings,
+            target_session_attrs="any",
+            loop=loop,
+            **unbounded,
+            **self._options,
+        )
+
+    async def _prepare(self, connection: asyncpg.Connection) -> None:
+        """Make what is open a connection of the pool's."""
+        known = self._known[connection]
+        if self._role.matters:
+            await self.validate(connection)
+            known.loop.tell_errors_to(self._watch(known))
+        if (hook := self._hooks[0]) is not None:
+            await hook(connection)
+        known.callbacks = tuple(map(set, _callbacks(connection)))
+
+    def _watch(self, known: _Known) -> Callable[[BaseException], None]:
+        """Make what is told of errors: a refused write says at once that the primary is none any more.
+
+        Unless it was refused for the transaction's own sake: the server reports its state with every answer.
+        """
+        backend, settings = known.backend, known.settings  # not what holds this function
+
+        def look(error: BaseException) -> None:
+            refused = getattr(error, "sqlstate", None) == _READ_ONLY
+            if refused and (read_only := _reported(settings)) is not None and self._role.unfit(read_only=read_only):
+                self._role.lose(backend)
+
+        return look
+
+    def _may_have_lost_role(self, known: _Known, outcome: Outcome) -> bool:
+        read_only = _reported(known.settings)
+        if read_only is None:
+            return outcome is not Outcome.CLEAN
+        return self._role.unfit(read_only=read_only)
+
+
+def _reported(settings: Any) -> bool | None:  # noqa: ANN401 - asyncpg.ConnectionSettings
+    """Say whether the server refuses writes, by what it has reported; None for one older than PostgreSQL 14."""
+    try:
+        return bool(settings.in_hot_standby == "on" or settings.default_transaction_read_only == "on")
+    except AttributeError:
+        return None
+
+
+def _protocol(connection: asyncpg.Connection) -> Any:  # noqa: ANN401 - written in C
+    """Give the part of the driver that knows of queries being cancelled; there is no public word for it."""
+    return connection._protocol  # noqa: SLF001 - see above
+
+
+def _callbacks(connection: asyncpg.Connection) -> tuple[set[Any], ...]:
+    """Give the driver's sets of what is called for a connection, but for notifications, which the server knows of."""
+    return connection._log_listeners, connection._termination_listeners, connection._query_loggers  # noqa: SLF001
+
+
+def _told(backend: Backend, error: Exception, secrets: tuple[Secret | None, ...], *, tls: bool) -> ConnectError:
+    """Make the error to raise for what the driver has raised."""
+    where = f"{backend.host}:{backend.port}"
+    state = getattr(error, "sqlstate", None) or ""
+    if state.startswith("28"):
+        what = f"authentication failed at {where}"
+        return connect_error(what, error, backend.name, secrets, min_backoff=_NO_LOCK_OUT)
+    if state == _TOO_MANY:
+        return connect_error(f"{where} has too many connections", error, backend.name, secrets)
+    name = f" as {_server_name(backend)!r}" if tls else ""
+    return connect_error(f"connecting to PostgreSQL at {where}{name} failed", error, backend.name, secrets)
+
+
+def _checked_settings(application_name: str | None, settings: Mapping[str, str] | None) -> dict[str, str]:
+    all_settings = dict(settings or {})
+    if application_name is not None:
+        all_settings["application_name"] = application_name
+    for name, text in all_settings.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise TypeError(f"server_settings must be texts, unlike that of {shown(name)}")
+    return all_settings
+
+
+def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    known = inspect.signature(asyncpg.connect).parameters
+    for name in options or {}:
+        if name in _OURS:
+            raise ValueError(f"options must not have {name!r}: {_OURS[name]}")
+        if name not in known:
+            raise ValueError(f"options must be arguments of asyncpg.connect(), unlike {shown(name)}")
+    return dict(options or {})
+
+
+def _checked_hook(name: str, hook: Hook | None) -> Hook | None:
+    if hook is not None and not callable(hook):
+        raise TypeError(f"{name} must be a coroutine function or None, not {shown(hook)}")
+    return hook
