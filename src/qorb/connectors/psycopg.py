@@ -1,0 +1,335 @@
+"""PsycopgConnector: connections to PostgreSQL by psycopg 3, to primaries or replicas only if that is wanted."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, get_args
+
+from qorb.connector import Connector, Outcome
+from qorb.connectors._postgres import READ_ONLY_QUERY, RoleKeeper
+from qorb.connectors.tcp import _addresses, _reason, _shown
+from qorb.credentials import Secret, checked, connect_error, revealed
+from qorb.errors import ConnectError, shown
+
+try:
+    import psycopg
+    from psycopg._compat import TypeVar  # Python's own has no defaults before 3.13
+    from psycopg.rows import TupleRow, tuple_row
+
+    from qorb.connectors._psycopg import DEFAULTS, IDLE, PsycopgConnection, checked_parameters, checked_text
+except ImportError as _error:
+    raise ImportError('PsycopgConnector needs psycopg; run: pip install "qorb[psycopg]"') from _error
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from psycopg.rows import AsyncRowFactory
+
+    from qorb.backend import Backend
+    from qorb.connectors._postgres import Role
+    from qorb.credentials import Credential
+
+Reset: TypeAlias = Literal["when needed", "always"]
+"""After which claims the session is reset: after those that did not end cleanly, or after each."""
+
+R = TypeVar("R", default=TupleRow)
+_logger = logging.getLogger("qorb")
+_TUPLES: Any = tuple_row
+_connect: Any = PsycopgConnection.connect
+
+# DISCARD ALL without that for which psycopg keeps books (prepared statements), and in one message.
+_RESET = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; "
+    "SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
+)
+_PING = "SELECT 1"
+# libpq tells no SQLSTATE of a login that failed: class 28 has to be known by its words.
+_REFUSED_LOGIN = re.compile(
+    r"authentication|pg_hba\.conf|no password supplied|not permitted to log in|role .* does not exist"
+)
+_AUTHENTICATION_PAUSE = 5.0
+"""Seconds to leave a server alone that refused the login, lest it lock the account."""
+
+
+class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
+    """Opens connections to PostgreSQL with psycopg 3; the pool hands out psycopg.AsyncConnections.
+
+    user, password: texts, Secrets, or functions, coroutine functions too, that are asked at every connect. None: what
+        libpq finds in the environment, for the password also in its password file.
+    database, application_name: None: as libpq has it; the application is "qorb" then.
+    parameters: more of libpq's, by name: sslmode, sslrootcert, options, ... Not those that say where to connect to.
+    role: "primary": only servers that accept writes are used; "replica": only those that do not; "any": all.
+    autocommit: True: each statement is a transaction of its own, and `async with connection.transaction()` makes
+        longer ones. False: as psycopg has it by itself, and what a claim has not committed is rolled back, always.
+    reset: "when needed": a claim that ended cleanly leaves SET, LISTEN, temporary tables and advisory locks to the
+        next; "always": nothing of that is left, for a round trip after each claim.
+    on_connect: awaited with each new connection. on_acquire: awaited with the connection before each claim gets it.
+    row_factory, prepare_threshold: as in psycopg.
+
+    Raises TypeError or ValueError, naming the parameter, for what is not usable.
+    """
+
+    def __init__(  # noqa: PLR0913 - what is to be said of a database session; none of it goes without its name
+        self,
+        *,
+        user: Credential | None = None,
+        password: Credential | None = None,
+        database: str | None = None,
+        application_name: str | None = None,
+        parameters: Mapping[str, str | int | Secret] | None = None,
+        role: Role = "any",
+        autocommit: bool = True,
+        reset: Reset = "when needed",
+        on_connect: Callable[[PsycopgConnection[R]], Awaitable[object]] | None = None,
+        on_acquire: Callable[[PsycopgConnection[R]], Awaitable[object]] | None = None,
+        row_factory: AsyncRowFactory[R] = _TUPLES,
+        prepare_threshold: int | None = 5,
+    ) -> None:
+        """Check the settings. Opens nothing."""
+        if reset not in get_args(Reset):
+            raise ValueError(f"reset must be 'when needed' or 'always', not {shown(reset)}")
+        self._user = checked("user", user)
+        self._hides_user = isinstance(user, Secret)
+        self._password = checked("password", password)
+        self._parameters = checked_parameters(parameters or {})
+        if database is not None:
+            self._parameters["dbname"] = checked_text("database", database)
+        if application_name is not None:
+            self._parameters["application_name"] = checked_text("application_name", application_name)
+        self._keeper = RoleKeeper(role)
+        self._reset = reset
+        self._on_connect = _checked_hook("on_connect", on_connect)
+        self._on_acquire = _checked_hook("on_acquire", on_acquire)
+        self._options: dict[str, Any] = {
+            "autocommit": _checked_bool("autocommit", autocommit),
+            "row_factory": row_factory,
+            "prepare_threshold": prepare_threshold,
+        }
+        self._has_warned = False
+
+    def __repr__(self) -> str:
+        """Show some settings; never who logs in."""
+        autocommit = self._options["autocommit"]
+        return f"{type(self).__name__}(role={self._keeper.role!r}, autocommit={autocommit}, reset={self._reset!r})"
+
+    # Connecting.
+
+    async def connect(self, backend: Backend) -> PsycopgConnection[R]:
+        """Log in at `backend.address`, and see that the server has the role. Raises ConnectError.
+
+        libpq's `host`, which a certificate must be good for, is `backend.server_name`, or `backend.host` when that is
+        None. A host that is a name is looked up on a thread, as by TcpConnector. A call that is cancelled leaves
+        nothing open.
+        """
+        user = await _asked_for("user", self._user, backend)
+        password = await _asked_for("password", self._password, backend)
+        hidden = (user, password) if self._hides_user else (password,)
+        secrets = (*hidden, *(value for value in self._parameters.values() if isinstance(value, Secret)))
+        connection = await self._log_in(backend, user, password, secrets)
+        try:
+            await self._settle(connection, backend, secrets)
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    async def _log_in(
+        self, backend: Backend, user: Secret | None, password: Secret | None, secrets: tuple[Secret | None, ...]
+    ) -> PsycopgConnection[R]:
+        host = _host(backend)
+        try:
+            addresses = await _addresses(*backend.address)
+        except (OSError, ValueError) as error:
+            raise ConnectError(f"looking up {backend.host!r} failed: {_reason(error)}", backend.name) from error
+        failures: list[ConnectError] = []
+        for _, address in addresses:
+            where: dict[str, str | int] = {"host": host, "hostaddr": str(address[0]), "port": backend.port}
+            result = await self._open(where, user, password)
+            if isinstance(result, PsycopgConnection):
+                return result
+            failures.append(_failure(result, _shown(address), backend.name, secrets))
+            if failures[-1].min_backoff:  # it will not be another password at the next address
+                break
+        if len(failures) == 1:
+            raise failures[0] from failures[0].__cause__
+        raise ConnectError(
+            "; ".join(map(str, failures)), backend.name, min_backoff=failures[-1].min_backoff
+        ) from failures[-1]
+
+    async def _open(
+        self, where: dict[str, str | int], user: Secret | None, password: Secret | None
+    ) -> PsycopgConnection[R] | psycopg.Error:
+        """Log in, or give the error: it must not be raised here, where a traceback would show the password."""
+        known = {**DEFAULTS, **self._parameters, "user": user, "password": password, **where}
+        keywords = {name: one.reveal() if isinstance(one, Secret) else one for name, one in known.items()}
+        try:
+            connection: PsycopgConnection[R] = await _connect(**self._options, **keywords)
+        except psycopg.Error as error:
+            return _without_connection(error)
+        except BaseException as error:
+            # What psycopg has begun is held by its frames alone, and ends when they let go of it.
+            traceback.clear_frames(error.__traceback__)
+            keywords.clear()
+            raise
+        return connection
+
+    async def _settle(
+        self, connection: PsycopgConnection[R], backend: Backend, secrets: tuple[Secret | None, ...]
+    ) -> None:
+        connection.entrust(backend.name, self._keeper)
+        if self._keeper.matters:
+            await self._prove(connection)
+        if self._on_connect is not None:
+            try:
+                with connection.impatient():
+                    await self._on_connect(connection)
+            except ConnectError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the user's function may raise anything
+                told = connect_error("on_connect failed", error, backend.name, secrets)
+                raise told from told.__cause__
+            if connection.pgconn.transaction_status != IDLE:
+                raise ConnectError("on_connect has left a transaction open; it must commit what it does", backend.name)
+        connection.settled = connection.settings()
+
+    async def _prove(self, connection: PsycopgConnection[R]) -> None:
+        """Ask the server whether it has the role. Raises BackendUnfitError, or ConnectError."""
+        results = await self._run(connection, "asking whether the server accepts writes", READ_ONLY_QUERY)
+        read_only = results[0].get_value(0, 0) == b"on"
+        connection.proof = self._keeper.prove(connection.backend, read_only=read_only)
+        connection.doubted = False
+
+    async def _run(self, connection: PsycopgConnection[R], what: str, statements: str) -> list[Any]:
+        try:
+            return await connection.run(statements)
+        except psycopg.Error as error:
+            told = connect_error(f"{what} failed", error, connection.backend)
+            raise told from told.__cause__
+
+    # Being pooled.
+
+    async def validate(self, connection: PsycopgConnection[R]) -> None:
+        """Ask the server for a sign of life, and for its role if that matters. Raises ConnectError.
+
+        Cancelled, it leaves a connection that must be closed.
+        """
+        if self._keeper.matters:
+            await self._prove(connection)
+        else:
+            await self._run(connection, "a sign of life", _PING)
+
+    async def on_acquire(self, connection: PsycopgConnection[R]) -> None:
+        """Await what was given as on_acquire. Cancellation reaches it."""
+        if self._on_acquire is not None:
+            with connection.impatient():
+                await self._on_acquire(connection)
+
+    def needs_recycle(self, connection: PsycopgConnection[R], outcome: Outcome) -> bool:
+        """Say whether the claim has left anything behind that can be seen from here: no round trip if not."""
+        return (
+            outcome is not Outcome.CLEAN
+            or self._reset == "always"
+            or connection.pgconn.transaction_status != IDLE
+            or connection.in_use
+            or connection.settings() != connection.settled
+            or self._in_doubt(connection)
+        )
+
+    def _in_doubt(self, connection: PsycopgConnection[R]) -> bool:
+        """Whether the server must be asked for its role before the connection is used again."""
+        if not self._keeper.matters:
+            return False
+        read_only = connection.reported_read_only()
+        return connection.doubted or (read_only is not None and self._keeper.unfit(read_only=read_only))
+
+    async def on_recycle(self, connection: PsycopgConnection[R], outcome: Outcome) -> None:
+        """Roll back what is open, put the session back, and see to the role. Raises ConnectError to have it closed.
+
+        Never commits. An exception of the application, or its cancellation, does not cost the connection, unless a
+        query was not brought to its end. Cancelled, it leaves a connection that must be closed.
+        """
+        if connection.in_use or outcome is Outcome.LEAKED:
+            why = "nobody released the claim" if outcome is Outcome.LEAKED else "a query or a pipeline is under way"
+            raise ConnectError(f"{why}, so the connection is not used again", connection.backend)
+        if connection.pgconn.transaction_status != IDLE:
+            await self._roll_back(connection, outcome)
+        await connection.put_back()
+        if outcome is not Outcome.CLEAN or self._reset == "always":
+            await self._run(connection, "resetting the session", _RESET)
+        if self._in_doubt(connection):
+            await self._settle_doubt(connection)
+
+    async def _settle_doubt(self, connection: PsycopgConnection[R]) -> None:
+        """Ask for the role what the session has not set for itself."""
+        await self._run(connection, "resetting the session", "RESET default_transaction_read_only")
+        await self._prove(connection)
+
+    async def _roll_back(self, connection: PsycopgConnection[R], outcome: Outcome) -> None:
+        if outcome is Outcome.CLEAN and not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "a claim on %s ended with its transaction open; that was rolled back, as the pool always does: "
+                "commit before the claim ends (this is said once)",
+                connection.backend,
+            )
+        try:
+            with connection.impatient():
+                await connection.rollback()
+        except psycopg.Error as error:
+            told = connect_error("rolling back failed", error, connection.backend)
+            raise told from told.__cause__
+
+    async def close(self, connection: PsycopgConnection[R]) -> None:
+        """Say goodbye and close, without suspending."""
+        self.abort(connection)
+
+    def abort(self, connection: PsycopgConnection[R]) -> None:
+        """Close at once, whoever waits for an answer on it: that gets an OperationalError."""
+        connection.abort()
+
+    def is_closed(self, connection: PsycopgConnection[R]) -> bool:
+        """Say whether either end has closed it, or its server has lost the role since."""
+        return not connection.seems_open() or self._keeper.is_void(connection.backend, connection.proof)
+
+
+async def _asked_for(what: str, credential: Credential | None, backend: Backend) -> Secret | None:
+    try:
+        return await revealed(what, credential)
+    except Exception as error:  # noqa: BLE001 - as above
+        told = connect_error(f"asking for the {what} failed", error, backend.name)
+        raise told from told.__cause__
+
+
+def _checked_bool(what: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, not {shown(value)}")
+    return value
+
+
+def _checked_hook(what: str, hook: Any) -> Any:  # noqa: ANN401 - given back as it came
+    if hook is not None and not callable(hook):
+        raise TypeError(f"{what} must be a coroutine function or None, not {shown(hook)}")
+    return hook
+
+
+def _host(backend: Backend) -> str:
+    """What libpq is to take for the host's name. Raises ConnectError for what means more than a name to it."""
+    name = (backend.server_name or backend.host).removesuffix(".")
+    if not name or "," in name or name[0] in "/@" or not name.isprintable():
+        raise ConnectError(f"no certificate can be good for the server name {name!r}", backend.name)
+    return name
+
+
+def _failure(error: psycopg.Error, where: str, backend: str, secrets: tuple[Secret | None, ...]) -> ConnectError:
+    if _REFUSED_LOGIN.search(str(error)):
+        what = f"authentication at {where} failed"
+        return connect_error(what, error, backend, secrets, min_backoff=_AUTHENTICATION_PAUSE)
+    return connect_error(f"connecting to {where} failed", error, backend, secrets)
+
+
+def _without_connection(error: psycopg.Error) -> psycopg.Error:
+    """Give the error in one line, and without what psycopg hangs on it: that has the password."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return type(error)("; ".join(filter(None, lines)))
