@@ -1,0 +1,98 @@
+"""What SqlAlchemyConnector knows of the drivers beneath SQLAlchemy: asyncpg and psycopg. It imports neither."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl as tls
+from typing import TYPE_CHECKING, Any
+
+from qorb.connectors._dialling import DiallingLoop
+from qorb.connectors.tcp import _addresses
+from qorb.errors import ConnectError, describe
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from qorb.backend import Backend
+    from qorb.connectors.tcp import TcpConnector
+
+DRIVERS = ("asyncpg", "psycopg")
+_INVALID_AUTHORIZATION = "28"
+"""The class of SQLSTATE that a refused login has."""
+
+
+def checked_context(context: tls.SSLContext | None, driver: str) -> tls.SSLContext | None:
+    """Give the context for TLS. Raises TypeError or ValueError."""
+    if context is None:
+        return None
+    if not isinstance(context, tls.SSLContext):
+        raise TypeError(f"ssl must be an ssl.SSLContext or None, not {type(context).__name__}")
+    if driver != "asyncpg":
+        raise ValueError('ssl is for asyncpg; with psycopg say "?sslmode=verify-full&sslrootcert=..." in the URL')
+    if context.protocol is tls.PROTOCOL_TLS_SERVER:
+        raise ValueError("ssl must be a context for clients; make it with ssl.create_default_context()")
+    return context
+
+
+async def ways(
+    driver: str, backend: Backend, tcp: TcpConnector, context: tls.SSLContext | None
+) -> AsyncIterator[dict[str, Any]]:
+    """Give what to tell a driver so that it connects to a backend, once for each address to try. Raises ConnectError.
+
+    A host that is a name is looked up on a thread: a call that is cancelled meanwhile ends when the look-up does.
+    """
+    name = backend.server_name or backend.host
+    if driver == "asyncpg":
+        options: dict[str, Any] = {"loop": DiallingLoop(tcp, backend, name), "timeout": None}  # the pool bounds it
+        yield options if context is None else {**options, "ssl": context}
+        return
+    try:
+        found = await _addresses(*backend.address)
+    except (OSError, ValueError) as error:
+        raise ConnectError(f"looking up {backend.host!r} failed: {describe(error)}", backend.name) from error
+    for _, address in found:
+        yield {"host": name, "hostaddr": str(address[0])}  # as libpq has it: what is verified, and where to go
+
+
+def failed_login(error: BaseException) -> bool:
+    """Whether the server did not accept who we say we are. psycopg says so in words alone."""
+    link: BaseException | None = error
+    while link is not None:
+        state = getattr(link, "sqlstate", None)
+        if isinstance(state, str):
+            return state.startswith(_INVALID_AUTHORIZATION)
+        link = link.__cause__
+    return "authentication failed" in str(error)
+
+
+def has_transaction(driver: Any) -> bool:  # noqa: ANN401 - of either driver
+    """Whether a transaction is open, or a statement under way, on a connection of a driver."""
+    if driver is None:
+        return False
+    if hasattr(driver, "pgconn"):
+        return bool(driver.pgconn.transaction_status != 0)  # psycopg's TransactionStatus.IDLE
+    return bool(driver.is_in_transaction())
+
+
+def is_dead(driver: Any, loop: DiallingLoop | None) -> bool:  # noqa: ANN401 - of either driver
+    """Whether a connection of a driver is visibly closed."""
+    if loop is not None:
+        return loop.is_closing or bool(driver.is_closed())
+    return bool(driver.closed)
+
+
+def cut(driver: Any, loop: DiallingLoop | None) -> None:  # noqa: ANN401 - of either driver, or None
+    """Close a connection of a driver at once, and what it has begun. What is under way on it fails."""
+    if loop is not None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed; the transport cannot ask it to go on
+            if driver is not None:
+                driver.terminate()
+        loop.abort()
+    elif driver is not None and not driver.closed:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(driver.pgconn.socket)) as sock:
+            sock.shutdown(socket.SHUT_RDWR)  # fails when the peer was quicker
+        # Whoever waits for it on the loop sees its end and goes; until then the descriptor's number must not be free.
+        if not driver.lock.locked():
+            driver.pgconn.finish()

@@ -1,0 +1,278 @@
+"""SqlAlchemyConnector and create_engine_over: SQLAlchemy's asynchronous engines over a pool."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from typing import TYPE_CHECKING, Any, cast
+
+from qorb.connector import Connector, Outcome
+from qorb.connectors._sqlalchemy import EnginePool, Entry
+from qorb.connectors._sqlalchemy_drivers import (
+    DRIVERS,
+    checked_context,
+    cut,
+    failed_login,
+    has_transaction,
+    is_dead,
+    ways,
+)
+from qorb.connectors.tcp import TcpConnector
+from qorb.credentials import checked, connect_error, revealed
+from qorb.errors import ConnectError, shown
+from qorb.stats import PoolState
+
+try:
+    from sqlalchemy import event, exc, make_url
+    from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.util import greenlet_spawn
+except ImportError as _error:
+    raise ImportError('SqlAlchemyConnector needs SQLAlchemy; run: pip install "qorb[sqlalchemy]"') from _error
+
+if TYPE_CHECKING:
+    import ssl as tls
+
+    from sqlalchemy import URL
+    from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+
+    from qorb.backend import Backend
+    from qorb.credentials import Credential, Secret
+    from qorb.pool import Pool
+
+_REFUSED_LOGIN = 5.0
+"""Seconds before a backend that refused a login is asked again: servers lock those out who do not give up."""
+_INSTEAD = {
+    "pool": "create_engine_over(pool)",
+    "poolclass": "create_engine_over(pool)",
+    "creator": "a resolver, and `connect_args`",
+    "async_creator": "a resolver, and `connect_args`",
+    "pool_size": "Policy.max_slots",
+    "max_overflow": "Policy.max_slots",
+    "pool_timeout": "Policy.claim_timeout",
+    "pool_recycle": "Policy.max_lifetime",
+    "pool_use_lifo": "nothing: connections are taken by the load of their backends",
+}
+
+
+class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
+    """Opens connections for an engine of SQLAlchemy: create_engine_over(pool) gives it.
+
+    url: what create_async_engine() takes, without host and port, for they come from the pool's resolver:
+        "postgresql+asyncpg:///shop" or "postgresql+psycopg://app@/shop". A password in it is taken out and kept secret.
+    user, password: instead of those in the URL; functions are asked at every connect.
+    ssl: with asyncpg the context for TLS, or None for none. The certificate must be good for `backend.server_name`, or
+        for `backend.host` when that is None, whatever address is connected to. With psycopg say
+        "?sslmode=verify-full&sslrootcert=..." in the URL; the same name is verified.
+    engine_options: the other options of create_async_engine(). Those of its pool are settings of Policy;
+        `pool_pre_ping=True` asks each connection at checkout whether it answers, `pool_reset_on_return` is as ever.
+
+    Raises TypeError or ValueError, naming the parameter, for anything else, and what create_async_engine() raises.
+
+    What the pool hands out are SQLAlchemy's own ConnectionPoolEntry: `driver_connection` of one is the connection of
+    the driver, for those who claim without an engine.
+    """
+
+    def __init__(
+        self,
+        url: str | URL,
+        *,
+        user: Credential | None = None,
+        password: Credential | None = None,
+        ssl: tls.SSLContext | None = None,
+        **engine_options: Any,  # noqa: ANN401 - SQLAlchemy checks them
+    ) -> None:
+        """Check the settings. Opens nothing."""
+        told = _checked_url(url)
+        self._user = checked("user", told.username if user is None else user)
+        self._password = checked("password", told.password if password is None else password)
+        self._url = told.set(username=None, password=None)
+        self._ssl = checked_context(ssl, self._url.get_driver_name())
+        self._pings = bool(engine_options.pop("pool_pre_ping", False))
+        self._arguments = dict(engine_options.pop("connect_args", {}))
+        for name in _INSTEAD.keys() & engine_options.keys():
+            raise TypeError(f"{name} is not for an engine over a pool of qorb; instead there is {_INSTEAD[name]}")
+        self._engine = create_async_engine(self._url, poolclass=EnginePool, **engine_options)
+        self._home = cast("EnginePool", self._engine.sync_engine.pool)
+        self._dialect = self._engine.dialect
+        self._tcp = TcpConnector()
+        event.listen(self._engine.sync_engine, "do_connect", self._prepare)
+        event.listen(self._engine.sync_engine, "handle_error", self._explain)
+
+    def __repr__(self) -> str:
+        """Show where it connects to; of credentials nothing."""
+        return f"{type(self).__name__}({shown(str(self._url))})"
+
+    def engine_over(self, pool: Pool[ConnectionPoolEntry]) -> AsyncEngine:
+        """Give the engine, whose connections are claims on this pool. Raises ValueError for a second pool."""
+        self._home.bind(pool)
+        return self._engine
+
+    async def connect(self, backend: Backend) -> ConnectionPoolEntry:
+        """Connect to `backend.address`, log in, have the listeners of `connect` called. Raises ConnectError.
+
+        A host that is a name, not an IP address, is looked up by the system, on a thread, and its addresses are tried
+        in the order given; a call that is cancelled meanwhile ends when the look-up does. Cancelled anywhere else, it
+        ends as soon as the driver lets it. Either way nothing stays open.
+        """
+        try:
+            user = await revealed("user", self._user)
+            password = await revealed("password", self._password)
+        except Exception as error:  # noqa: BLE001 - the user's functions may raise anything
+            told = connect_error("asking for the credentials failed", error, backend.name)
+            raise told from told.__cause__
+        failures: list[ConnectError] = []
+        async for options in ways(self._dialect.driver, backend, self._tcp, self._ssl):
+            try:
+                return await self._open(backend, options, user, password)
+            except ConnectError as error:
+                failures.append(error)
+        raise failures[-1]
+
+    async def _open(
+        self, backend: Backend, options: dict[str, Any], user: Secret | None, password: Secret | None
+    ) -> Entry:
+        entry = self._home.new_entry(backend)
+        entry.url = self._url.set(username=_text(user), password=_text(password), host=backend.host, port=backend.port)
+        entry.options, entry.loop = options, options.get("loop")
+        if entry.loop is not None and password is not None:
+            options["password"] = password.reveal  # the connection keeps what it is given
+        try:
+            await greenlet_spawn(entry.open)
+        except BaseException as error:
+            self.abort(entry)
+            # What psycopg has begun is held by its frames alone, and ends when they let go of it.
+            traceback.clear_frames(error.__traceback__)
+            if not isinstance(error, Exception):
+                raise
+            told = _told(f"connecting to {backend.host} port {backend.port} failed", error, backend, (user, password))
+            raise told from told.__cause__
+        finally:
+            entry.url, entry.options = None, {}
+        return entry
+
+    def _prepare(self, dialect: Dialect, entry: Entry, arguments: list[Any], options: dict[str, Any]) -> None:
+        """Say where to connect to, before SQLAlchemy does; listeners that come later may change it."""
+        if entry.url is None:
+            raise exc.InvalidRequestError("connections are opened by the pool alone")
+        positional, named = dialect.create_connect_args(entry.url)
+        arguments[:] = positional
+        if entry.loop is not None and self._ssl is None:
+            options["ssl"] = False  # asyncpg would try TLS that proves nothing
+        options |= {**named, **self._arguments, **entry.options}
+
+    def _explain(self, context: ExceptionContext) -> None:
+        """Say why a connection is gone when it was taken back."""
+        pool = self._home.source
+        error = context.sqlalchemy_exception
+        if not context.is_disconnect or error is None or pool is None:
+            return
+        if pool.state in {PoolState.TERMINATING, PoolState.TERMINATED}:
+            text = f"pool {pool.name} has taken the connection back, because it was ended"
+            error.add_note(f'{text}; give terminate() more `grace`, or held="detach"')
+
+    async def validate(self, connection: ConnectionPoolEntry) -> None:
+        """Raise ConnectError when the connection does not answer. Cancelled, it must be closed: an answer may come."""
+        entry = cast("Entry", connection)
+        try:
+            await greenlet_spawn(self._dialect.do_ping, _dbapi(entry))
+        except Exception as error:  # noqa: BLE001 - drivers raise what they like
+            told = connect_error("asking the server for a sign of life failed", error, entry.backend.name)
+            raise told from told.__cause__
+
+    async def on_acquire(self, connection: ConnectionPoolEntry) -> None:
+        """With pool_pre_ping do as validate() does. Cancellation passes."""
+        if self._pings:
+            await self.validate(connection)
+
+    async def on_recycle(self, connection: ConnectionPoolEntry, outcome: Outcome) -> None:
+        """Roll back what was left open, or raise ConnectError unless the claim ended cleanly. Cancellation passes."""
+        if outcome is not Outcome.CLEAN:
+            await super().on_recycle(connection, outcome)
+        entry = cast("Entry", connection)
+        try:
+            await greenlet_spawn(self._dialect.do_rollback, _dbapi(entry))
+        except Exception as error:  # noqa: BLE001 - drivers raise what they like
+            told = connect_error("rolling back failed", error, entry.backend.name)
+            raise told from told.__cause__
+        if has_transaction(entry.driver_connection):
+            raise ConnectError("a transaction was begun behind SQLAlchemy's back and is open", entry.backend.name)
+
+    def needs_recycle(self, connection: ConnectionPoolEntry, outcome: Outcome) -> bool:
+        """Say whether a transaction is open, or the claim did not end cleanly; SQLAlchemy has reset the others.
+
+        True as well for a subclass with an on_recycle of its own.
+        """
+        own = type(self).on_recycle is not SqlAlchemyConnector.on_recycle
+        return own or outcome is not Outcome.CLEAN or has_transaction(connection.driver_connection)
+
+    def is_closed(self, connection: ConnectionPoolEntry) -> bool:
+        """Say whether the connection is closed, or SQLAlchemy wants it not to be used again."""
+        entry = cast("Entry", connection)
+        if entry.dbapi_connection is None or entry.is_invalidated or self._home.is_void(entry):
+            return True
+        return is_dead(entry.driver_connection, entry.loop)
+
+    async def close(self, connection: ConnectionPoolEntry) -> None:
+        """Log out and close, as the driver does. When it is cancelled, the pool aborts."""
+        entry = cast("Entry", connection)
+        await greenlet_spawn(entry.close)
+        if entry.opened is not None:
+            await self._dialect.get_driver_connection(entry.opened).close()
+            self._home.end(entry)
+
+    def abort(self, connection: ConnectionPoolEntry) -> None:
+        """Close at once, without a word to the server."""
+        entry = cast("Entry", connection)
+        opened = entry.opened
+        with contextlib.suppress(Exception):  # listeners are users' code
+            self._home.end(entry)
+        cut(None if opened is None else self._dialect.get_driver_connection(opened), entry.loop)
+
+
+def create_engine_over(pool: Pool[ConnectionPoolEntry]) -> AsyncEngine:
+    """Give the engine of SQLAlchemy whose connections are claims on this pool, made with a SqlAlchemyConnector.
+
+    It is the same one at every call. Engine options are given to the connector. Its errors are SQLAlchemy's own: where
+    no connection is to be had in time, sqlalchemy.exc.TimeoutError, with the ClaimError as its cause. The pool is
+    ended by pool.terminate(); engine.dispose() makes it replace its connections. Raises TypeError for a pool with
+    another connector, ValueError for a second pool of the same connector.
+    """
+    connector: object = pool.connector
+    if not isinstance(connector, SqlAlchemyConnector):
+        raise TypeError(f"the pool's connector must be a SqlAlchemyConnector, not a {type(connector).__name__}")
+    return connector.engine_over(pool)
+
+
+def _checked_url(url: str | URL) -> URL:
+    """Give the URL of a database without a place. Raises ValueError, without the password in it."""
+    try:
+        made = make_url(url)
+        driver = made.get_dialect(_is_async=True).driver
+    except exc.ArgumentError:
+        raise ValueError(f"url is none of SQLAlchemy's: {shown(url)}") from None
+    if made.get_backend_name() != "postgresql" or driver not in DRIVERS:
+        raise ValueError(
+            f"url must begin with postgresql+asyncpg:// or postgresql+psycopg://, not {shown(made.drivername)}"
+        )
+    if made.host is not None or made.port is not None or "host" in made.query or "port" in made.query:
+        raise ValueError(
+            "url must name no host and no port: those come from the pool's resolver; write ...://user@/database"
+        )
+    return made
+
+
+def _dbapi(entry: Entry) -> DBAPIConnection:
+    if entry.dbapi_connection is None:
+        raise ConnectError("the connection is closed", entry.backend.name)
+    return entry.dbapi_connection
+
+
+def _told(what: str, error: Exception, backend: Backend, secrets: tuple[Secret | None, ...]) -> ConnectError:
+    least = _REFUSED_LOGIN if failed_login(error) else 0.0
+    return connect_error(what, error, backend.name, secrets, min_backoff=least)
+
+
+def _text(secret: Secret | None) -> str | None:
+    return None if secret is None else secret.reveal()
