@@ -108,7 +108,9 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         if reset not in get_args(Reset):
             raise ValueError(f"reset must be 'when needed' or 'always', not {shown(reset)}")
         self._resets_always = reset == "always"
-        self._hooks = _checked_hook("on_connect", on_connect), _checked_hook("on_acquire", on_acquire)
+        self._on_connect = _checked_hook("on_connect", on_connect)
+        if (hook := _checked_hook("on_acquire", on_acquire)) is not None:
+            self._call_at_claims(hook)
         self._tcp = TcpConnector()
         self._known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 
@@ -148,10 +150,15 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         answer: Any = await connection.fetchval(READ_ONLY_QUERY)
         known.proof = self._role.prove(known.backend, read_only=answer == "on")
 
-    async def on_acquire(self, connection: asyncpg.Connection) -> None:
-        """Call the hook that was given as on_acquire."""
-        if (hook := self._hooks[1]) is not None:
+    def _call_at_claims(self, hook: Hook) -> None:
+        """Have an on_acquire, before that of a class derived from this one: for a pool each claim takes longer then."""
+        own = self.on_acquire
+
+        async def on_acquire(connection: asyncpg.Connection) -> None:
             await hook(connection)
+            await own(connection)
+
+        vars(self)["on_acquire"] = on_acquire
 
     async def on_recycle(self, connection: asyncpg.Connection, outcome: Outcome) -> None:
         """Roll back, reset the session, take away what listens, and see to the role."""
@@ -239,8 +246,8 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         if self._role.matters:
             await self.validate(connection)
             known.loop.tell_errors_to(self._watch(known))
-        if (hook := self._hooks[0]) is not None:
-            await hook(connection)
+        if self._on_connect is not None:
+            await self._on_connect(connection)
         known.callbacks = tuple(map(set, _callbacks(connection)))
 
     def _watch(self, known: _Known) -> Callable[[BaseException], None]:

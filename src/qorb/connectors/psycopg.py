@@ -101,7 +101,8 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         self._keeper = RoleKeeper(role)
         self._reset = reset
         self._on_connect = _checked_hook("on_connect", on_connect)
-        self._on_acquire = _checked_hook("on_acquire", on_acquire)
+        if (hook := _checked_hook("on_acquire", on_acquire)) is not None:
+            self._call_at_claims(hook)
         self._options: dict[str, Any] = {
             "autocommit": _checked_bool("autocommit", autocommit),
             "row_factory": row_factory,
@@ -220,11 +221,16 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         else:
             await self._run(connection, "a sign of life", _PING)
 
-    async def on_acquire(self, connection: PsycopgConnection[R]) -> None:
-        """Await what was given as on_acquire. Cancellation reaches it."""
-        if self._on_acquire is not None:
+    def _call_at_claims(self, hook: Callable[[PsycopgConnection[R]], Awaitable[object]]) -> None:
+        """Have an on_acquire, before that of a class derived from this one: for a pool each claim takes longer then."""
+        own = self.on_acquire
+
+        async def on_acquire(connection: PsycopgConnection[R]) -> None:
             with connection.impatient():
-                await self._on_acquire(connection)
+                await hook(connection)
+            await own(connection)
+
+        vars(self)["on_acquire"] = on_acquire
 
     def needs_recycle(self, connection: PsycopgConnection[R], outcome: Outcome) -> bool:
         """Say whether the claim has left anything behind that can be seen from here: no round trip if not."""
