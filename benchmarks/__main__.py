@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 
-from benchmarks import alone, report, scenarios
+from benchmarks import alone, databases, report, scenarios
 from benchmarks.alone import Effort, Figure
 from benchmarks.measure import by_turns, ratio
 from benchmarks.peers import ASYNCIO_CONNECTION_POOL, PEERS, QORB, Peer
 from benchmarks.report import Result, Run
+from qorb._demo.postgres import PostgresError
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -20,6 +21,8 @@ CONTESTS: Mapping[str, int] = {"idle": 1, "crowd-16": 16, "crowd-100": 100, "cro
 
 TARGETS: Mapping[str, float] = {"idle": 0.52, "crowd-1000": 0.72}
 """The most that a claim may cost, as a share of what it costs in asyncio-connection-pool."""
+
+POSTGRES = "postgres"
 
 ALONE: Mapping[str, Callable[[Effort], list[Figure]]] = {
     "backends": alone.many_backends,
@@ -32,6 +35,8 @@ ALONE: Mapping[str, Callable[[Effort], list[Figure]]] = {
     "observer": alone.observer,
     "claim-object": alone.claim_object,
 }
+
+NAMES = (*CONTESTS, POSTGRES, *ALONE)
 
 FULL = Effort(rounds=9, claims=20_000, seconds=3.0)
 QUICK = Effort(rounds=3, claims=4_000, seconds=0.5)
@@ -51,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peers = [peer for peer in PEERS if peer.installed]
     for missing in (peer for peer in PEERS if not peer.installed):
         _say(f"{missing.name}: not installed, left out; pip install -r benchmarks/requirements.txt")
-    run = _run(options.only or [*CONTESTS, *ALONE], peers, effort, _command(arguments))
+    run = _run(options.only or NAMES, peers, effort, _command(arguments))
     print(report.to_json(run) if options.json else report.markdown(run))
     if options.update_readme:
         report.write_into(README, report.markdown(run))
@@ -61,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What qorb costs, beside its peers.")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*CONTESTS, *ALONE], help="of: %(choices)s")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=NAMES, help="of: %(choices)s")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: some seconds, rough figures")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--update-readme", action="store_true", help="write the tables into README.md too")
@@ -83,15 +88,31 @@ def _run(names: Sequence[str], peers: Sequence[Peer], effort: Effort, command: s
         _say(f"{others:.1f} other programs are running on this machine: the figures will be rough")
     contests: dict[str, Sequence[Result]] = {}
     figures: list[Figure] = []
+    database: databases.Contest | None = None
     for name in names:
         _say(f"{name} …")
         if name in CONTESTS:
             results, beside = _contest(name, peers, effort)
             contests[name.removeprefix("crowd-")] = results
             figures += beside
+        elif name == POSTGRES:
+            database = _database(effort)
+            figures += database.figures if database is not None else []
         else:
             figures += ALONE[name](effort)
-    return Run(command, peers, contests, figures, others)
+    return Run(command, peers, contests, figures, others, database)
+
+
+def _database(effort: Effort) -> databases.Contest | None:
+    """Put every pool through its scenario on PostgreSQL; None, and a word about it, where there can be no server."""
+    for client in databases.CLIENTS:
+        if client.versions is None:
+            _say(f"{client.title}: not installed, left out; pip install -r benchmarks/requirements.txt")
+    try:
+        return databases.contest(effort)
+    except (ImportError, PostgresError) as error:
+        _say(f"{POSTGRES}: left out: {error}")
+        return None
 
 
 def _contest(name: str, peers: Sequence[Peer], effort: Effort) -> tuple[list[Result], list[Figure]]:

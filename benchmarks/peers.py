@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
 Borrow = Callable[[], AbstractAsyncContextManager[Any]]
 """Calling it gives what stands in `async with …:` to hold one connection."""
@@ -240,14 +240,16 @@ async def open_connpool(size: int) -> AsyncIterator[Borrow]:
 
 @asynccontextmanager
 async def open_bare_deque(size: int) -> AsyncIterator[Borrow]:
-    """No pool at all: a deque of objects and a fair line of futures. A floor, to tell the loop's cost from a pool's.
+    """No pool at all: a deque of objects and a fair line of futures. A floor, to tell the loop's cost from a pool's."""
+    yield bare_deque(object() for _ in range(size))
 
-    It knows no deadline, no cancellation, no dead connection and no end.
-    """
+
+def bare_deque(connections: Iterable[object]) -> Borrow:
+    """Lend the connections out of a deque. It knows no deadline, no cancellation, no dead connection and no end."""
     import asyncio
 
     loop = asyncio.get_running_loop()
-    idle = deque(object() for _ in range(size))
+    idle = deque(connections)
     line: deque[asyncio.Future[object]] = deque()
 
     class Borrowed:
@@ -268,7 +270,7 @@ async def open_bare_deque(size: int) -> AsyncIterator[Borrow]:
             else:
                 idle.append(self._connection)
 
-    yield Borrowed
+    return Borrowed
 
 
 async def _fill(borrow: Borrow, size: int) -> None:

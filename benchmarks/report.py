@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.alone import Figure
+from benchmarks.databases import CROWDS, Contest, Pace, Standing
 from benchmarks.peers import Peer
 from benchmarks.scenarios import Waits
 
@@ -45,6 +46,7 @@ class Run:
     figures: Sequence[Figure]
     others: float
     """How many other programs wanted to run when it began: more than a few tenths disturb the figures."""
+    database: Contest | None = None
 
 
 def markdown(run: Run) -> str:
@@ -54,6 +56,8 @@ def markdown(run: Run) -> str:
         parts += [_times(run.contests)]
     if any(result.waits for results in run.contests.values() for result in results):
         parts += [_waits(run.contests)]
+    if run.database is not None:
+        parts += [_database_conditions(run.database), _paces(run.database)]
     if run.figures:
         parts += [_figures(run.figures)]
     return "\n\n".join(parts)
@@ -72,6 +76,7 @@ def to_json(run: Run) -> str:
             "contests": {
                 name: [dataclasses.asdict(result) for result in results] for name, results in run.contests.items()
             },
+            "database": None if run.database is None else dataclasses.asdict(run.database),
             "figures": [dataclasses.asdict(figure) | {"met": figure.met} for figure in run.figures],
         },
         indent=2,
@@ -132,6 +137,41 @@ def _wait(result: Result | None) -> str:
     waits = result.waits
     seconds = " / ".join(f"{wait * 1e3:.2f}" for wait in (waits.median, waits.p99, waits.longest))
     return f"{seconds}; {waits.places_lost:,}"
+
+
+def _database_conditions(contest: Contest) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in contest.versions.items())
+    return (
+        f"The same on PostgreSQL {contest.server}, which runs beside it on the same machine ({versions}).\n"
+        "A unit is to claim a connection, ask `SELECT 1`, and release it: one query, but for pools that make more by\n"
+        "default. Clock: the whole run, shared out among the units; the less, the more throughput. 99 %: what so many\n"
+        "units took at the most, waiting included. Processor: of the client alone. In brackets: beside qorb."
+    )
+
+
+def _paces(contest: Contest) -> str:
+    header = ["µs for one unit: clock / 99 % / processor", *CROWDS]
+    rows = [
+        [f"{driver}: {client}", *(_pace(_standing(contest, driver, client, crowd)) for crowd in CROWDS)]
+        for driver, client in dict.fromkeys((one.driver, one.client) for one in contest.standings)
+    ]
+    return _table(header, rows)
+
+
+def _standing(contest: Contest, driver: str, client: str, crowd: str) -> Standing:
+    wanted = driver, client, crowd
+    return next(one for one in contest.standings if (one.driver, one.client, one.crowd) == wanted)
+
+
+def _pace(standing: Standing) -> str:
+    times = " / ".join(f"{seconds * 1e6:,.0f}" for seconds in _values(standing.pace))
+    if standing.beside_qorb is None or standing.client == "qorb":
+        return times
+    return f"{times} ({' / '.join(f'{times:.2f}' for times in _values(standing.beside_qorb))} x)"
+
+
+def _values(pace: Pace) -> tuple[float, float, float]:
+    return pace.clock, pace.p99, pace.processor
 
 
 def _figures(figures: Iterable[Figure]) -> str:

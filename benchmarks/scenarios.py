@@ -42,7 +42,7 @@ async def throughput(peer: Peer, tasks: int, claims: int) -> float:
         each = claims // tasks
         crowd = [asyncio.create_task(_use_often(borrow, each)) for _ in range(tasks)]
         started = thread_time()
-        await _all_done(crowd)
+        await all_done(crowd)
         return (thread_time() - started) / (each * tasks)
 
 
@@ -53,13 +53,14 @@ async def waits(peer: Peer, tasks: int, claims: int) -> Waits:
         tickets = itertools.count()
         taken: list[tuple[int, float]] = []
         crowd = [asyncio.create_task(_use_and_time(borrow, each, tickets, taken)) for _ in range(tasks)]
-        await _all_done(crowd)
+        await all_done(crowd)
     places_lost = max(served - ticket for served, (ticket, _) in enumerate(taken))
     seconds = sorted(wait for _, wait in taken)
     return Waits(percentile(seconds, 0.5), percentile(seconds, 0.99), seconds[-1], places_lost)
 
 
-async def _all_done(crowd: Sequence[asyncio.Task[None]]) -> None:
+async def all_done(crowd: Sequence[asyncio.Task[None]]) -> None:
+    """Wait until all tasks have ended; raise what one of them raised."""
     await asyncio.wait(crowd)
     for task in crowd:
         task.result()
