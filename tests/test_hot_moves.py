@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from qorb import Backend, Connector, Policy, Pool
+from qorb import Backend, Connector, Outcome, Policy, Pool
 from qorb._desk import Desk
 from qorb.resolvers import FixedResolver
 from qorb.testing import assert_nothing_left, run
@@ -21,13 +21,28 @@ class Plain(Connector[object]):
         return object()
 
 
-def play(seed: int) -> list[object]:
+class Asking(Plain):
+    """Is asked of every connection; its answers come by chance, the same ones for the same seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.asked = 0
+
+    def needs_recycle(self, connection: object, outcome: Outcome) -> bool:
+        self.asked += 1
+        return self.rng.random() < 0.2
+
+    async def on_recycle(self, connection: object, outcome: Outcome) -> None:
+        await asyncio.sleep(0.001)
+
+
+def play(seed: int, connector: Connector[object]) -> list[object]:
     """Let random clients claim and release, and write down the pool's books after every step of theirs."""
 
     async def main():
         rng = random.Random(seed)
         policy = Policy(spares_wanted=4, max_slots=6)
-        pool = Pool("main", FixedResolver(["a:1", "b:1", "c:1"]), Plain(), policy, rng=random.Random(seed))
+        pool = Pool("main", FixedResolver(["a:1", "b:1", "c:1"]), connector, policy, rng=random.Random(seed))
         told: list[object] = []
 
         def books() -> list[object]:
@@ -57,9 +72,10 @@ def play(seed: int) -> list[object]:
     return run(main)
 
 
+@pytest.mark.parametrize("connector", [lambda _: Plain(), Asking])
 @pytest.mark.parametrize("seed", range(10))
-def test_the_short_cuts_leave_the_same_books_as_the_long_way(seed, monkeypatch):
-    quick = play(seed)
+def test_the_short_cuts_leave_the_same_books_as_the_long_way(seed, connector, monkeypatch):
+    quick = play(seed, connector(seed))
     refresh = Desk.refresh
 
     def never_quick(desk: Desk[object]) -> None:
@@ -67,4 +83,12 @@ def test_the_short_cuts_leave_the_same_books_as_the_long_way(seed, monkeypatch):
         desk.quick = desk.swift = desk.plain = desk.brisk = False
 
     monkeypatch.setattr(Desk, "refresh", never_quick)
-    assert play(seed) == quick
+    assert play(seed, connector(seed)) == quick
+
+
+def test_a_connector_is_asked_once_a_release_whether_a_connection_must_be_recycled():
+    connector = Asking(1)
+    told = play(1, connector)
+    claims = told[-1]
+    assert isinstance(claims, list)
+    assert connector.asked == sum(claims)

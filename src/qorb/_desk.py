@@ -103,6 +103,8 @@ class Desk(Generic[C]):
         self.checks_closed = overrides(connector, "is_closed")
         self._prepares = overrides(connector, "on_acquire")
         self._asks_needs_recycle = overrides(connector, "needs_recycle")
+        self.asks = self.checks_closed or self._asks_needs_recycle
+        """The connector has something to say of a connection that comes back from a claim that ended cleanly."""
         self._clean_is_fit = not overrides(connector, "validate") and not overrides(connector, "on_recycle")
         self._claim_timeout = engine.policy.claim_timeout
         self._max_waiters = engine.policy.max_waiters
@@ -116,7 +118,7 @@ class Desk(Generic[C]):
         waiting = self.line.waiting > 0
         self.plain = self.open and not self._prepares and engine.observer is None
         self.quick = self.plain and not waiting
-        returns = self.plain and not self._asks_needs_recycle and self._clean_is_fit
+        returns = self.plain and (self._asks_needs_recycle or self._clean_is_fit)
         self.swift = returns and not waiting and not self.starved and not engine.awaited
         self.brisk = (
             returns
@@ -507,15 +509,18 @@ class Desk(Generic[C]):
 
     # Coming back.
 
-    def release(self, slot: Slot[C], outcome: Outcome) -> None:
-        """Take a connection back from its claimer. Never waits."""
+    def release(self, slot: Slot[C], outcome: Outcome, unfit: bool | None = None) -> None:  # noqa: FBT001 - an answer
+        """Take a connection back from its claimer. Never waits.
+
+        `unfit`: what must_recycle() has said; None when it was not asked.
+        """
         if slot.revoked or slot.detached:
             self.discard(slot)
             return
         if outcome is not Outcome.CLEAN and self.loop.is_closed():
             return  # a block was left because its task was collected; the connection is closed with the pool
         self.handed_back(slot)
-        recycled = self._must_recycle(slot, outcome)
+        recycled = self.must_recycle(slot, outcome) if unfit is None else unfit
         # What the connector is asked may make calls of its own: the slot is looked at after the answers.
         fit = not recycled and not slot.odd and self.open and self.engine.seems_open(slot)
         if slot.state is not CLAIMED:
@@ -554,7 +559,8 @@ class Desk(Generic[C]):
         """Say whether the slot ends when it is given back."""
         return slot.owner.leaving or not self.open
 
-    def _must_recycle(self, slot: Slot[C], outcome: Outcome) -> bool:
+    def must_recycle(self, slot: Slot[C], outcome: Outcome) -> bool:
+        """Ask the connector whether a connection has to be made fit for the next claim."""
         if not self._asks_needs_recycle:
             return outcome is not Outcome.CLEAN or not self._clean_is_fit
         connection = slot.connection

@@ -145,12 +145,21 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
             return _nothing()
         self.slot = None
         kind = exc[0]
+        unfit: bool | None = None  # the connector's answer, which it is asked for only once
         if (
             kind is None
             and desk.swift
             and not slot.odd
-            # What is_closed() may have called is the reason to look again.
-            and (not desk.checks_closed or (desk.engine.seems_open(slot) and desk.swift and not slot.odd))
+            and (
+                not desk.asks
+                or (
+                    (unfit := desk.must_recycle(slot, Outcome.CLEAN)) is False
+                    and desk.engine.seems_open(slot)
+                    # What the connector may have called is the reason to look again.
+                    and desk.swift
+                    and not slot.odd
+                )
+            )
         ):
             slot.state = UNCLAIMED
             slots = slot.owner
@@ -163,7 +172,16 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
             kind is None
             and desk.brisk
             and not slot.odd
-            and (not desk.checks_closed or (desk.engine.seems_open(slot) and desk.brisk and not slot.odd))
+            and (
+                not desk.asks
+                or (
+                    unfit is None
+                    and (unfit := desk.must_recycle(slot, Outcome.CLEAN)) is False
+                    and desk.engine.seems_open(slot)
+                    and desk.brisk
+                    and not slot.odd
+                )
+            )
             and (first := desk.line.pop()) is not None
         ):
             if not desk.line.waiting:
@@ -173,9 +191,9 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
                 first.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
             except InvalidStateError:  # it was cancelled: the long way goes on to the next
                 slot.holder = holder
-                desk.release(slot, Outcome.CLEAN)
+                desk.release(slot, Outcome.CLEAN, unfit)
         elif get_ident() == desk.thread or desk.engine.forked or desk.loop.is_closed():
-            desk.release(slot, _outcome(kind))
+            desk.release(slot, _outcome(kind), unfit)
         else:
             self._exit_elsewhere(desk, slot, kind)
         return desk.done

@@ -87,7 +87,9 @@ def a_slot_lost_when_its_claim_is_cancelled(patch):
 @breaks(Law.HELD)
 def a_slot_lost_when_its_claim_is_dropped(patch):
     release = Desk.release
-    patch.setattr(Desk, "release", lambda self, slot, how: how.value == "leaked" or release(self, slot, how))
+    patch.setattr(
+        Desk, "release", lambda self, slot, how, *said: how.value == "leaked" or release(self, slot, how, *said)
+    )
 
 
 @breaks(Law.OWNER, overridden=[])
@@ -139,7 +141,7 @@ def a_body_whose_exception_is_swallowed(patch):
 
 @breaks(Law.FITNESS)
 def a_dirty_connection_handed_out(patch):
-    patch.setattr(Desk, "_must_recycle", lambda *_: False)
+    patch.setattr(Desk, "must_recycle", lambda *_: False)
 
 
 @breaks(Law.FITNESS, overridden=["is_closed"])
