@@ -29,11 +29,12 @@ from qorb import Backend, BackendStats, Ledger, Policy, Pool, PoolState, PoolSta
 from qorb._demo import dns as demo_dns
 from qorb._demo import servers
 from qorb._demo._rich import LiveView
-from qorb._demo.clients import Clients, Tally
+from qorb._demo.clients import EchoClients, Tally
 from qorb._demo.connector import EchoConnector
-from qorb._demo.demo import DemoOptions, Interruption, demo_policy
+from qorb._demo.demo import DemoOptions, demo_policy
 from qorb._demo.dns import DnsServer, Zone
 from qorb._demo.frame import WINDOW, Meter, percentile
+from qorb._demo.interruption import Interruption
 from qorb._demo.journal import Entry, Journal, Kind, printable
 from qorb._demo.plain import PlainView
 from qorb._demo.report import Census, Counter, Report
@@ -286,7 +287,7 @@ def test_echoes_that_belong_to_somebody_else_are_counted_as_wrong(run_real):
             liar = await asyncio.start_server(swap, "127.0.0.1", 0)
             backend = Backend(listed.name, *liar.sockets[0].getsockname())
             pool = Pool("demo", ManualResolver([backend]), EchoConnector(), demo_policy(DemoOptions()))
-            async with Clients(pool, {listed.name: listed}, count=3, seed=1) as clients, pool:
+            async with EchoClients(pool, {listed.name: listed}, count=3, seed=1) as clients, pool:
                 clients.start()
                 await until(lambda: clients.tally.wrong >= 3)
             assert clients.tally.right == 0
@@ -301,7 +302,7 @@ def test_echoes_that_belong_to_somebody_else_are_counted_as_wrong(run_real):
 def test_a_claim_that_fails_is_a_surprise(run_real):
     async def main():
         pool = Pool("demo", ManualResolver(), EchoConnector(), Policy(claim_timeout=0.001))
-        async with Clients(pool, {}, count=1, seed=1) as clients, pool:
+        async with EchoClients(pool, {}, count=1, seed=1) as clients, pool:
             clients.start()
             await until(lambda: clients.tally.surprises)
         assert "NoBackendsError" in clients.tally.surprises[0]
@@ -570,17 +571,17 @@ def test_the_report_fits_80_columns():
 def test_sockets_and_threads_that_nobody_owns_up_to_are_counted(run_real):
     async def main():
         async with Stage(2) as stage:
-            counter = Counter(Pool("demo", ManualResolver(), EchoConnector()), stage)
+            counter = Counter([Pool("demo", ManualResolver(), EchoConnector())], stage)
             server = stage.servers["echo-1"]
             server.kill()
             await server.revive()
-            assert counter.census().sockets == 0
+            assert (await counter.census()).sockets == 0
             client = socket.create_connection(server.backend.address)
             await until(lambda: server.connections)
             end = threading.Event()
             thread = threading.Thread(target=end.wait)
             thread.start()
-            counted = counter.census()
+            counted = await counter.census()
             assert (counted.sockets, counted.threads, counted.empty) == (1, 1, False)
             assert (await counter.settled(0.001)).sockets == 1
             end.set()
@@ -596,10 +597,11 @@ def test_sockets_and_threads_that_nobody_owns_up_to_are_counted(run_real):
 def test_what_a_resolver_has_open_while_it_asks_is_counted_and_its_idle_thread_is_not(run_real):
     async def main():
         async with Stage(2) as stage:
-            counter = Counter(Pool("demo", ManualResolver(), EchoConnector()), stage)
+            counter = Counter([Pool("demo", ManualResolver(), EchoConnector())], stage)
             await stage.silence()
             async with stage.resolver().monitor():
-                await until(lambda: counter.census().sockets)
+                while not (await counter.census()).sockets:  # noqa: ASYNC110 - nobody announces it
+                    await asyncio.sleep(0.001)
             assert (await counter.settled(60)).empty
             assert any("shutdown" in thread.name for thread in threading.enumerate())
         await until(lambda: not stage.dns.receiving)
@@ -660,7 +662,7 @@ def test_a_demo_that_is_piped_writes_plain_lines_and_leaves_nothing():
     before = {label.strip(): int(count) for label, count in re.findall(r"^  (\S.*?) +(\d+) +0$", said, re.MULTILINE)}
     assert len(before) == 9
     assert before["open connections, by the servers"] > 0
-    assert before["tasks with the pool's name, by asyncio"] > 0
+    assert before["tasks with a pool's name, by asyncio"] > 0
     assert before["sockets but the servers', by the system"] > 0 or sys.platform != "linux"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Generic, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from qorb._demo.frame import in_short, milliseconds
 from qorb._demo.journal import Entry, Kind
+from qorb._demo.view import F
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,11 +39,11 @@ _LEAST_NEWS = 4
 
 _CONNECTING, _UNCLAIMED, _CHECKING, _CLAIMED = "yellow", "green", "cyan", "bold blue"
 _SERVER_STYLES = {"well": "green", "killed": "bold red", "hung": "bold yellow", "removed": "bold magenta"}
-_ENTRY_STYLES = {Kind.STEP: "bold", Kind.LOOK: "cyan", Kind.POOL: "", Kind.LOG: "yellow"}
-_LEADS = {Kind.STEP: "", Kind.LOOK: "look: ", Kind.POOL: "  pool: ", Kind.LOG: "  log: "}
+_ENTRY_STYLES = {Kind.STEP: "bold", Kind.LOOK: "cyan", Kind.DONE: "bold", Kind.POOL: "", Kind.LOG: "yellow"}
+_LEADS = {Kind.STEP: "", Kind.LOOK: "look: ", Kind.DONE: "done: ", Kind.POOL: "  pool: ", Kind.LOG: "  log: "}
 
 
-class LiveView:
+class Screen(ABC, Generic[F]):
     """Redraws the whole screen with every frame.
 
     Leaving it brings the screen from before back and prints onto it what happened.
@@ -55,10 +57,6 @@ class LiveView:
         )
         self._heading: list[str] = []
         self._entries: list[Entry] = []
-        self._frames = 0
-        self._conditions: dict[str, tuple[str, bool]] = {}
-        self._changed: dict[str, int] = {}
-        """For each backend the number of the frame in which it came, or was in another condition than before."""
 
     def __enter__(self) -> Self:
         self._live.__enter__()
@@ -69,7 +67,7 @@ class LiveView:
     ) -> None:
         self._live.__exit__(kind, error, traceback)
         self._print(*(Text(line, "bold") for line in self._heading[:1]))
-        self._print(*(_line(entry) for entry in self._entries if entry.kind is not Kind.LOOK))
+        self._print(*(line(entry) for entry in self._entries if entry.kind is not Kind.LOOK))
 
     def open(self, heading: list[str]) -> None:
         """Keep the heading for the top of the screen."""
@@ -79,7 +77,7 @@ class LiveView:
         """Keep it for the bottom of the screen."""
         self._entries.append(entry)
 
-    def show(self, frame: Frame) -> None:
+    def show(self, frame: F) -> None:
         """Draw everything anew."""
         self._live.update(Group(*self.lines(frame, *self._console.size)), refresh=True)
 
@@ -87,30 +85,27 @@ class LiveView:
         """Print the report; bold, what is left."""
         self._print(*(Text(line, "bold" if line.startswith("left:") else "") for line in lines))
 
-    def lines(self, frame: Frame, width: int, height: int) -> list[Text]:
+    def lines(self, frame: F, width: int, height: int) -> list[Text]:
         """Give the lines for a terminal of that size: never more than it has, the oldest news go first."""
-        self._notice(frame.rows)
         above = [*self._top(frame, width), Text()]
-        below = [Text(), *_totals(frame), Text()]
-        table = _table(frame.rows, self._changed, width, height - len(above) - len(below) - _LEAST_NEWS)
+        below = [Text(), *self.totals(frame), Text()]
+        table = self.table(frame, width, height - len(above) - len(below) - _LEAST_NEWS)
         lines = [*above, *table, *below]
         lines += self._news(height - len(lines))
-        for line in lines:
-            line.no_wrap = True
-            line.overflow = "ellipsis"
+        for one in lines:
+            one.no_wrap = True
+            one.overflow = "ellipsis"
         return lines[:height]
 
-    def _notice(self, rows: tuple[Row, ...]) -> None:
-        """Remember which backends have come, or are in another condition than they were in the last frame."""
-        self._frames += 1
-        conditions = {row.name: (row.server, row.online) for row in rows}
-        self._changed = {
-            name: self._changed[name] if self._conditions.get(name) == condition else self._frames
-            for name, condition in conditions.items()
-        }
-        self._conditions = conditions
+    @abstractmethod
+    def table(self, frame: F, width: int, room: int) -> list[Text]:
+        """Draw the servers, in not many more than `room` lines."""
 
-    def _top(self, frame: Frame, width: int) -> list[Text]:
+    @abstractmethod
+    def totals(self, frame: F) -> list[Text]:
+        """Draw the sums, and whatever is one of a kind."""
+
+    def _top(self, frame: F, width: int) -> list[Text]:
         clock = f" {frame.elapsed:4.1f} of {frame.seconds:g} s"
         length = min(width, _TABLE_WIDTH) - len(clock)
         done = round(min(frame.elapsed / frame.seconds, 1.0) * length)
@@ -125,14 +120,45 @@ class LiveView:
         step, since = self._entries[under_way : under_way + 2], self._entries[under_way + 2 :]
         since = since[max(len(since) - max(room - len(step), 0), 0) :]
         before = before[max(len(before) + len(step) + len(since) - room, 0) :]
-        return [_line(entry) for entry in (*before, *step, *since)]
+        return [line(entry) for entry in (*before, *step, *since)]
 
     def _print(self, *lines: Text) -> None:
         for line in lines:
             self._console.print(line, soft_wrap=True)
 
 
-def _line(entry: Entry) -> Text:
+class LiveView(Screen["Frame"]):
+    """Of one pool."""
+
+    def __init__(self) -> None:
+        """Leave the terminal as it is, yet."""
+        super().__init__()
+        self._frames = 0
+        self._conditions: dict[str, tuple[str, bool]] = {}
+        self._changed: dict[str, int] = {}
+        """For each backend the number of the frame in which it came, or was in another condition than before."""
+
+    def table(self, frame: Frame, width: int, room: int) -> list[Text]:
+        """Draw the head and as many backends as there is room for; their errors too, when all have room."""
+        self._notice(frame.rows)
+        return _table(frame.rows, self._changed, width, room)
+
+    def totals(self, frame: Frame) -> list[Text]:
+        """Draw rates and latencies, the echoes, DNS."""
+        return _totals(frame)
+
+    def _notice(self, rows: tuple[Row, ...]) -> None:
+        """Remember which backends have come, or are in another condition than they were in the last frame."""
+        self._frames += 1
+        conditions = {row.name: (row.server, row.online) for row in rows}
+        self._changed = {
+            name: self._changed[name] if self._conditions.get(name) == condition else self._frames
+            for name, condition in conditions.items()
+        }
+        self._conditions = conditions
+
+
+def line(entry: Entry) -> Text:
     style = _ENTRY_STYLES[entry.kind]
     return Text.assemble((f"{entry.at:6.2f}  ", "dim"), (f"{_LEADS[entry.kind]}{entry.text}", style))
 
@@ -142,9 +168,9 @@ def _table(rows: tuple[Row, ...], changed: Mapping[str, int], width: int, room: 
 
     When not all have room, those stay whose condition changed last, for it is them that the demo speaks of.
     """
-    strip = width >= _STRIP_FROM
+    with_strip = width >= _STRIP_FROM
     head = Text(" ".join(_fit(name, name, size) for name, size in _COLUMNS), style="bold")
-    if strip:
+    if with_strip:
         head.append("  slots")
     with_errors = 1 + len(rows) + sum(row.last_error is not None for row in rows) <= room
     left_out: set[str] = set()
@@ -156,7 +182,7 @@ def _table(rows: tuple[Row, ...], changed: Mapping[str, int], width: int, room: 
         if row.name in left_out:
             continue
         line = _row(row)
-        lines.append(line.append("  ").append_text(_strip(row)) if strip else line)
+        lines.append(line.append("  ").append_text(strip(row)) if with_strip else line)
         if with_errors and row.last_error is not None:
             lines.append(Text(f"  last error: {in_short(row.last_error)}", style="dim" if row.online else "red"))
     if left_out:
@@ -180,7 +206,7 @@ def _row(row: Row) -> Text:
     return Text(" ").join(Text(text, style) for text, style in fitted)
 
 
-def _strip(row: Row) -> Text:
+def strip(row: Row) -> Text:
     return Text.assemble(
         ("■" * row.claimed, _CLAIMED),
         ("■" * row.checking, _CHECKING),

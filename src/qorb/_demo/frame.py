@@ -37,12 +37,19 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """Everything that a view shows beside the journal."""
+class Moment:
+    """A moment of the run of a demo."""
 
     elapsed: float
+    """Seconds since it began."""
     seconds: float
     """How long the whole run is to take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame(Moment):
+    """Everything that a view shows beside the journal."""
+
     rows: tuple[Row, ...]
     claims_per_second: float
     waiting: int

@@ -22,6 +22,7 @@ from qorb.events import (
 _LOGGERS = ("qorb", "asyncio")
 _OF_THE_RESOLVER = "qorb.dns"
 _MOST_NAMES = 4
+_GIVEN_UP = "given up"
 
 
 class Kind(enum.Enum):
@@ -31,6 +32,8 @@ class Kind(enum.Enum):
     """The demo, of what it is doing."""
     LOOK = "look"
     """The demo, of what to look at."""
+    DONE = "done"
+    """The demo, of what a step has come to."""
     POOL = "pool"
     """The pool, through its observer."""
     LOG = "log"
@@ -55,14 +58,15 @@ class Journal(logging.Handler):
     write here and nowhere else.
     """
 
-    def __init__(self) -> None:
-        """Begin now, by the time of the running loop."""
+    def __init__(self, pools: int = 1) -> None:
+        """Begin now, by the time of the running loop. With several pools each line says which one it is of."""
         super().__init__()
+        self._several = pools > 1
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._stepped = self._began
         self._entries: list[Entry] = []
-        self._checks_failed: set[str] = set()
+        self._checks_failed: set[tuple[str, str]] = set()
         self._dns_fails = False
         self._propagated: dict[str, bool] = {}
         self.logged_errors: list[str] = []
@@ -87,6 +91,10 @@ class Journal(logging.Handler):
         """Seconds since the demo began."""
         return self._loop.time() - self._began
 
+    def begin(self) -> None:
+        """Count seconds from now on: what came before was only to get ready."""
+        self._began = self._loop.time()
+
     def step(self, say: str, look: str) -> None:
         """Note that a step is taken now: what is happening, and what to look at."""
         self._stepped = self._loop.time()
@@ -94,13 +102,34 @@ class Journal(logging.Handler):
         self._note(Kind.STEP, say)
         self._note(Kind.LOOK, look)
 
+    def done(self, what: str) -> None:
+        """Note what the step that is under way has come to."""
+        self._note(Kind.DONE, self._since(what))
+
     def observe(self, event: Event) -> None:
         """Note an event of the pool, if it tells something that a person wants to know."""
+        self.observe_servers(event)
+        self._observe_resolver(event)
+
+    def observe_servers(self, event: Event) -> None:
+        """Note no event of the resolver: for a further pool that shares one."""
+        lead = f"{event.pool}: " if self._several else ""
         match event:
             case SlotSetOnline(backend=name):
-                self._notice(f"{server_name(name)} is online")
+                self._notice(f"{lead}{server_name(name)} is online")
             case SlotSetOffline(backend=name):
-                self._notice(f"{server_name(name)} is offline")
+                self._notice(f"{lead}{server_name(name)} is offline")
+            case HealthCheckFailed(reason=reason) if reason.startswith(_GIVEN_UP):
+                pass  # for a slot that is surplus: it says nothing of the server
+            case HealthCheckFailed(pool=pool, backend=name, reason=reason) if (pool, name) not in self._checks_failed:
+                # One failed check has all idle connections of that backend checked: one line is enough.
+                self._checks_failed.add((pool, name))
+                self._notice(f"{lead}{server_name(name)} failed a health check ({reason.partition(':')[0]})")
+            case _:
+                pass
+
+    def _observe_resolver(self, event: Event) -> None:
+        match event:
             case ResolverUpdated(added=added, removed=removed):
                 changes = {"added": added, "removed": removed}
                 told = [f"{_listed(names)} {change}" for change, names in changes.items() if names]
@@ -111,10 +140,6 @@ class Journal(logging.Handler):
             case ResolverQueryDone() if self._dns_fails:
                 self._dns_fails = False
                 self._notice("DNS has answered again")
-            case HealthCheckFailed(backend=name, reason=reason) if name not in self._checks_failed:
-                # One failed check has all idle connections of that backend checked: one line is enough.
-                self._checks_failed.add(name)
-                self._notice(f"{server_name(name)} failed a health check ({reason.partition(':')[0]})")
             case _:
                 pass
 
@@ -135,7 +160,10 @@ class Journal(logging.Handler):
         return taken
 
     def _notice(self, text: str) -> None:
-        self._note(Kind.POOL, f"{text}, after {1000 * (self._loop.time() - self._stepped):.0f} ms")
+        self._note(Kind.POOL, self._since(text))
+
+    def _since(self, text: str) -> str:
+        return f"{text}, after {1000 * (self._loop.time() - self._stepped):.0f} ms"
 
     def _note(self, kind: Kind, text: str) -> None:
         self._entries.append(Entry(self.elapsed, kind, printable(text)))

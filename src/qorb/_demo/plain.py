@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Generic, Self
 
 from qorb._demo.frame import in_short, milliseconds
 from qorb._demo.journal import Kind
+from qorb._demo.view import F
 
 if TYPE_CHECKING:
     from qorb._demo.frame import Frame, Row
@@ -13,11 +15,20 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 6
 
-_LEADS = {Kind.STEP: "==>", Kind.LOOK: "    look:", Kind.POOL: "    pool:", Kind.LOG: "    log:"}
+_LEADS = {
+    Kind.STEP: "==>",
+    Kind.LOOK: "    look:",
+    Kind.DONE: "    done:",
+    Kind.POOL: "    pool:",
+    Kind.LOG: "    log:",
+}
 
 
-class PlainView:
+class Lines(ABC, Generic[F]):
     """Prints lines of ASCII without control characters."""
+
+    legend: str
+    """How to read the lines that come every second."""
 
     def __init__(self) -> None:
         """Print nothing yet."""
@@ -33,30 +44,44 @@ class PlainView:
         """Print the heading and how to read the lines that follow."""
         for line in heading:
             _print(line)
-        _print("Each backend: up or DOWN, slots connecting/unclaimed/checking/claimed, claims/s; then what is odd.")
+        _print(self.legend)
 
     def tell(self, entry: Entry) -> None:
         """Print it."""
         _print(f"{entry.at:6.2f} s  {_LEADS[entry.kind]} {entry.text}")
 
-    def show(self, frame: Frame) -> None:
+    def show(self, frame: F) -> None:
         """Print a line if a second has passed since the last one."""
         if frame.elapsed < self._next_second:
             return
         self._next_second = int(frame.elapsed) + 1
-        latency = f"p50 {milliseconds(frame.latency_p50)}, p99 {milliseconds(frame.latency_p99)}"
-        claims = f"{frame.claims_per_second:.0f} claims/s, {frame.waiting} waiting, {latency}"
-        parts = [f"{frame.elapsed:6.2f} s  {claims}", *map(_backend, frame.rows[:_MOST_ROWS])]
-        if len(frame.rows) > _MOST_ROWS:
-            parts.append(f"{len(frame.rows) - _MOST_ROWS} more")
-        if frame.dns:
-            parts.append(frame.dns)
-        _print(" | ".join(parts))
+        _print(f"{frame.elapsed:6.2f} s  {self.line(frame)}")
+
+    @abstractmethod
+    def line(self, frame: F) -> str:
+        """Say in a line how things are."""
 
     def conclude(self, lines: list[str]) -> None:
         """Print the report."""
         for line in lines:
             _print(line)
+
+
+class PlainView(Lines["Frame"]):
+    """Of one pool."""
+
+    legend = "Each backend: up or DOWN, slots connecting/unclaimed/checking/claimed, claims/s; then what is odd."
+
+    def line(self, frame: Frame) -> str:
+        """Say how the pool is, then each backend, then DNS."""
+        latency = f"p50 {milliseconds(frame.latency_p50)}, p99 {milliseconds(frame.latency_p99)}"
+        claims = f"{frame.claims_per_second:.0f} claims/s, {frame.waiting} waiting, {latency}"
+        parts = [claims, *map(_backend, frame.rows[:_MOST_ROWS])]
+        if len(frame.rows) > _MOST_ROWS:
+            parts.append(f"{len(frame.rows) - _MOST_ROWS} more")
+        if frame.dns:
+            parts.append(frame.dns)
+        return " | ".join(parts)
 
 
 def _backend(row: Row) -> str:

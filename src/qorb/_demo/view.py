@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from qorb._demo.frame import Frame
+    from qorb._demo.frame import Moment
     from qorb._demo.journal import Entry
 
 
-class View(Protocol):
+F = TypeVar("F", bound="Moment")
+_F_contra = TypeVar("_F_contra", bound="Moment", contravariant=True)
+
+
+class View(Protocol[_F_contra]):
     """Shows the demo while it runs. It owns the terminal within its `with`, and gives it back as it was."""
 
     def __enter__(self) -> Self: ...
@@ -26,7 +30,7 @@ class View(Protocol):
     def tell(self, entry: Entry) -> None:
         """Show a line of the journal."""
 
-    def show(self, frame: Frame) -> None:
+    def show(self, frame: _F_contra) -> None:
         """Show how things are."""
 
     def conclude(self, lines: list[str]) -> None:
