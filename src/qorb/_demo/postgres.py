@@ -298,20 +298,27 @@ class PostgresServer:
         return self._run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", *where, "-c", statement, **options)
 
     def _run(self, program: str, *arguments: str, **environment: str) -> str:
-        done = subprocess.run(  # noqa: S603 - of a package that was installed for this
+        with subprocess.Popen(  # noqa: S603 - of a package that was installed for this
             [self._binaries / program, *arguments],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
             cwd=self._home,
             start_new_session=True,  # as in start()
             env={**os.environ, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C", **environment},
             **_as_user(),
-        )
-        if done.returncode != 0:
-            raise PostgresError(f"{program} failed at {self.address}: {done.stderr.strip()[-_LOG_TAIL:]}")
-        return str(done.stdout).strip()
+        ) as process:
+            try:
+                said, complaint = process.communicate()
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # what it has started, too, writes into our directory
+                process.wait()
+                raise
+        if process.returncode != 0:
+            raise PostgresError(f"{program} failed at {self.address}: {complaint.strip()[-_LOG_TAIL:]}")
+        return str(said).strip()
 
 
 @contextlib.contextmanager

@@ -13,19 +13,24 @@ from qorb._demo.frame import in_short, milliseconds
 if TYPE_CHECKING:
     from qorb._demo.frame import Frame, Row
 
-_NAME, _IS, _ONLINE, _SLOTS, _RATE = 6, 8, 6, 12, 8
-_POOL = _ONLINE + _SLOTS + _RATE + 2
+_NAME, _STATE, _ONLINE, _RATE = 6, 8, 6, 8
 _GAP = "   "
+_WIDTH = _NAME + 1 + _STATE + 2 * (len(_GAP) + _ONLINE + 1 + 1 + _RATE)
+"""Of the table without the slots of both pools, which get what is left."""
+_FEWEST_SLOTS, _MOST_SLOTS = 5, 42
 _STYLES = {"primary": "bold green", "standby": "green", "killed": "bold red", "hung": "bold yellow"}
 
 
 class ClusterScreen(Screen[ClusterFrame]):
     """Of two pools over the same servers."""
 
-    def table(self, frame: ClusterFrame, width: int, room: int) -> list[Text]:  # noqa: ARG002 - rows are cut at the right
+    def table(self, frame: ClusterFrame, width: int, room: int) -> list[Text]:
         """Draw the servers; below, why a pool cannot reach one that it may need, when there is room."""
-        lines = [*_head()]
-        lines += [_server(writes, reads) for writes, reads in zip(frame.writes.rows, frame.reads.rows, strict=False)]
+        slots = min(max((width - _WIDTH) // 2, _FEWEST_SLOTS), _MOST_SLOTS)
+        lines = [*_head(slots)]
+        lines += [
+            _server(writes, reads, slots) for writes, reads in zip(frame.writes.rows, frame.reads.rows, strict=False)
+        ]
         pools = (("writes", frame.writes), ("reads", frame.reads))
         errors = [error for name, pool in pools for row in pool.rows if (error := _error(name, row)) is not None]
         return lines + errors if len(lines) + len(errors) <= room else lines
@@ -49,22 +54,21 @@ class ClusterScreen(Screen[ClusterFrame]):
         ]
 
 
-def _head() -> tuple[Text, Text]:
-    left = " " * (_NAME + 1 + _IS)
-    pool = f"{'online':{_ONLINE}} {'slots':{_SLOTS}} {'claims/s':>{_RATE}}"
-    writes, reads = 'to write: role="primary"', 'to read: role="replica"'
+def _head(slots: int) -> tuple[Text, Text]:
+    columns = f"{'online':{_ONLINE}} {'slots':{slots}} {'claims/s':>{_RATE}}"
+    left = " " * (_NAME + 1 + _STATE)
+    writes, reads = 'to write: role="primary"'.ljust(len(columns)), 'to read: role="replica"'
     return (
-        Text(f"{left}{_GAP}{writes:{_POOL}}{_GAP}{reads}", "bold"),
-        Text(f"{'server':{_NAME}} {'state':{_IS}}{_GAP}{pool}{_GAP}{pool}", "bold"),
+        Text(f"{left}{_GAP}{writes}{_GAP}{reads}", "bold"),
+        Text(f"{'server':{_NAME}} {'state':{_STATE}}{_GAP}{columns}{_GAP}{columns}", "bold"),
     )
 
 
-def _server(writes: Row, reads: Row) -> Text:
-    line = Text.assemble(
-        f"{writes.name:{_NAME}} ", (f"{writes.server:{_IS}}", _STYLES.get(writes.server, "bold yellow"))
-    )
+def _server(writes: Row, reads: Row, slots: int) -> Text:
+    state = writes.server
+    line = Text.assemble(f"{writes.name:{_NAME}} ", (f"{state:{_STATE}}", _STYLES.get(state, "bold yellow")))
     for row in (writes, reads):
-        line.append(_GAP).append_text(_online(row)).append(" ").append_text(_slots(row))
+        line.append(_GAP).append_text(_online(row)).append(" ").append_text(_slots(row, slots))
         line.append(f" {row.claims_per_second:{_RATE}.0f}", "bold" if row.claims_per_second else "dim")
     return line
 
@@ -75,11 +79,11 @@ def _online(row: Row) -> Text:
     return Text(f"{'unfit':{_ONLINE}}", "dim") if is_unfit(row) else Text(f"{'no':{_ONLINE}}", "bold red")
 
 
-def _slots(row: Row) -> Text:
+def _slots(row: Row, size: int) -> Text:
     marks = strip(row)
-    if len(marks) > _SLOTS:
-        return Text(f"{row.claimed}+{row.unclaimed}".ljust(_SLOTS)[:_SLOTS], "bold blue")
-    marks.pad_right(_SLOTS - len(marks))
+    if len(marks) > size:
+        marks = Text.assemble((f"{row.claimed}", "bold blue"), "+", (f"{len(marks) - row.claimed}", "green"))
+    marks.pad_right(max(size - len(marks), 0))
     return marks
 
 

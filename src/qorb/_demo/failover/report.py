@@ -51,7 +51,7 @@ class ClusterReport(Report):
         yield "Cut short: under way when the demo did something to the server, or at the end."
         account = self.account
         if account.primary is None:
-            yield f"Writes acknowledged: {account.acknowledged}; there is no primary to look for them."
+            yield f"Writes acknowledged: {account.acknowledged}; there is no primary to look for them"
             return
-        yield f"Writes acknowledged: {account.acknowledged}; of these {account.primary}, the primary, lacks {account.lost}."
+        yield f"Writes acknowledged: {account.acknowledged}; lacking in {account.primary}, the primary: {account.lost}"
         yield f"Writes that it has, and whose answer was cut off: {account.unanswered}"

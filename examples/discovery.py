@@ -1,8 +1,8 @@
-"""A client of a service that DNS names: `python examples/dns.py _http._tcp.example.com --nameserver 10.0.0.2`.
+"""A client of a service that DNS names: `python examples/discovery.py _http._tcp.example.com --nameserver 10.0.0.2`.
 
-A plain host name does as well: `python examples/dns.py example.com --default-port 80`. It claims connections without
-pause, and says once a second how many claims each backend served and what DNS has changed. With `--echo` it sends a
-line in each claim and expects the same line back, for services that do that. Needs `pip install "qorb[dns]"`.
+A plain host name does as well: `python examples/discovery.py example.com --default-port 80`. It claims connections
+without pause, and says once a second how many claims each backend served and what DNS has changed. With `--echo` it
+sends a line in each claim and expects the same line back, for services that do that. Needs `pip install "qorb[dns]"`.
 """
 
 from __future__ import annotations
