@@ -306,6 +306,7 @@ def test_a_claim_that_fails_is_a_surprise(run_real):
             clients.start()
             await until(lambda: clients.tally.surprises)
         assert "NoBackendsError" in clients.tally.surprises[0]
+        assert clients.tally.failed_claims == len(clients.tally.surprises)
         assert clients.tally.turned_away == 1
 
     run_real(main)
@@ -738,7 +739,7 @@ def take_the_terminal():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def on_terminal(terminal, *arguments, command=QORB, term="xterm-256color"):
+def on_terminal(terminal, *arguments, command=QORB, term="xterm-256color", environment=os.environ):
     return started(
         *arguments,
         command=command,
@@ -746,7 +747,7 @@ def on_terminal(terminal, *arguments, command=QORB, term="xterm-256color"):
         stdout=terminal.inside,
         start_new_session=True,
         preexec_fn=take_the_terminal,
-        env={**os.environ, "TERM": term},
+        env={**environment, "TERM": term},
     )
 
 

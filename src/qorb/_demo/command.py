@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _LEAST_BACKENDS, _MOST_BACKENDS = 2, 64
 _LEAST_CLIENTS, _MOST_CLIENTS = 1, 1000
+_LEAST_CLIENTS_WITH_POSTGRES = 2
+"""One that writes, and one that reads."""
 _SECONDS, _SECONDS_WITH_POSTGRES = 30.0, 36.0
 _LEAST_SECONDS, _MOST_SECONDS = 3.0, 3600.0
 
@@ -75,10 +77,12 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="for the chances that clients and pool take (default: 1); the sockets' timing is real and differs",
     )
     parser.add_argument("--plain", action="store_true", help="plain lines on a terminal too")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=lambda options: _run(parser, options))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.postgres and options.clients < _LEAST_CLIENTS_WITH_POSTGRES:
+        parser.error(f"argument --clients: must be at least {_LEAST_CLIENTS_WITH_POSTGRES} with --postgres")
     return _run_postgres(options) if options.postgres else _run_echo(options)
 
 

@@ -298,27 +298,11 @@ class PostgresServer:
         return self._run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", *where, "-c", statement, **options)
 
     def _run(self, program: str, *arguments: str, **environment: str) -> str:
-        with subprocess.Popen(  # noqa: S603 - of a package that was installed for this
-            [self._binaries / program, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=self._home,
-            start_new_session=True,  # as in start()
-            env={**os.environ, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C", **environment},
-            **_as_user(),
-        ) as process:
-            try:
-                said, complaint = process.communicate()
-            except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # what it has started, too, writes into our directory
-                process.wait()
-                raise
-        if process.returncode != 0:
+        variables = {**os.environ, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C", **environment}
+        status, said, complaint = _run([self._binaries / program, *arguments], self._home, variables)
+        if status != 0:
             raise PostgresError(f"{program} failed at {self.address}: {complaint.strip()[-_LOG_TAIL:]}")
-        return str(said).strip()
+        return said.strip()
 
 
 @contextlib.contextmanager
@@ -377,15 +361,45 @@ def _package() -> Path:
 def _binaries() -> Path:
     binaries = _package().parent / "pginstall" / "bin"
     if (user := _user()) is not None:
-        command = [str(binaries / "postgres"), "--version"]
         try:
-            subprocess.run(command, check=True, capture_output=True, **_as_user())  # noqa: S603 - as above
-        except (OSError, subprocess.CalledProcessError) as error:
+            status, _, complaint = _run([binaries / "postgres", "--version"])
+        except OSError as error:
+            status, complaint = 1, str(error)
+        if status != 0:
             raise PostgresError(
-                f"the user {user}, as whom PostgreSQL runs for root, cannot start {binaries / 'postgres'} ({error}); "
+                f"the user {user}, as whom PostgreSQL runs for root, cannot start {binaries / 'postgres'} "
+                f"({complaint.strip()[-_LOG_TAIL:]}); "
                 "install the virtual environment where others may read it, or do not run this as root"
-            ) from error
+            )
     return binaries
+
+
+def _run(
+    command: Sequence[str | Path], directory: Path | None = None, environment: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Run a program to its end; give its status, what it has said, and what it has complained of.
+
+    Interrupted, it and what it has started are gone: they would go on to write into a directory that is removed.
+    """
+    with subprocess.Popen(  # noqa: S603 - of a package that was installed for this
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=directory,
+        start_new_session=True,  # as in start()
+        env=environment,
+        **_as_user(),
+    ) as process:
+        try:
+            said, complaint = process.communicate()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    return process.returncode, str(said), str(complaint)
 
 
 def _user() -> str | None:

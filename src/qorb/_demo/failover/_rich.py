@@ -48,8 +48,8 @@ class ClusterScreen(Screen[ClusterFrame]):
                 (f"unexpected failures {frame.surprises}", "bold red" if frame.surprises else "green"),
             ),
             Text.assemble(
-                *(frame.writes.dns, "   ", ("■", "bold blue"), " claimed  ", ("□", "green"), " unclaimed  "),
-                *(("■", "cyan"), " checking  ", ("·", "yellow"), " connecting"),
+                *(frame.writes.dns, "   ", ("■", "bold blue"), " claimed ", ("□", "green"), " unclaimed "),
+                *(("■", "cyan"), " checking ", ("·", "yellow"), " connecting"),
             ),
         ]
 

@@ -38,7 +38,7 @@ def scenario() -> tuple[Step[ClusterStage], ...]:
             0.38,
             "freeze a standby",
             "db-2 hangs (SIGSTOP): it keeps its connections, and answers nothing.",
-            "checks and queries time out, db-2 goes offline, db-3 has the reads.",
+            "checks and queries time out, db-2 goes offline, db-3 reads on.",
             lambda stage: stage.freeze("db-2"),
         ),
         Step(
@@ -59,14 +59,14 @@ def scenario() -> tuple[Step[ClusterStage], ...]:
             0.66,
             "promote a standby",
             "The standby that has received most is promoted.",
-            "it changes the pool in a second, and those who waited write on.",
+            "the pool for writes has it in a second; those who waited write on.",
             lambda stage: stage.promote(),
         ),
         Step(
             0.80,
             "the old primary comes back",
             "db-1 comes back, as a standby of the new primary.",
-            "it gets reads, and no write: its old part is not held against it.",
+            "reads go to it as to any standby, and no write does.",
             lambda stage: stage.follow("db-1"),
         ),
     )
