@@ -7,6 +7,7 @@ import asyncio
 import math
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from qorb._demo.plain import PlainView
@@ -77,7 +78,7 @@ def add_command(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="for the chances that clients and pool take (default: 1); the sockets' timing is real and differs",
     )
     parser.add_argument("--plain", action="store_true", help="plain lines on a terminal too")
-    parser.set_defaults(run=lambda options: _run(parser, options))
+    parser.set_defaults(run=partial(_run, parser))
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
