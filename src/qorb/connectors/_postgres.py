@@ -22,8 +22,8 @@ _ASK_AGAIN = 0.5
 class RoleKeeper:
     """Keeps to one role for one connector: says what fits, and remembers which servers have lost the role since when.
 
-    A connection that was seen to fit has a proof, a number that grows. When a server is found to have lost the role,
-    all proofs that were given for it before are void.
+    A connection that was seen to fit has a proof: the number of the question that its server has answered. When a
+    server is found to have lost the role, all proofs for which it was asked before are void.
     """
 
     def __init__(self, role: Role, sign: str = "transaction_read_only is on") -> None:
@@ -40,15 +40,25 @@ class RoleKeeper:
         """Whether there is anything to ask."""
         return self.role != "any"
 
-    def prove(self, backend: str, *, read_only: bool) -> int:
-        """Give the proof that a server fits, by what it has just said of itself. Raises BackendUnfitError."""
+    def question(self) -> int:
+        """Give the number of a question that is about to be asked: what happens later, the answer may not know of."""
+        return self._next()
+
+    def prove(self, backend: str, question: int, *, read_only: bool) -> int:
+        """Give the proof that a server fits, by its answer to a question. Raises BackendUnfitError."""
         if self.unfit(read_only=read_only):
             self.lose(backend)
             what = f"refuses writes ({self._sign})" if read_only else "accepts writes"
             raise BackendUnfitError(
                 f"the server {what}, and role={self.role!r} is wanted", backend, max_backoff=_ASK_AGAIN
             )
-        return self._next()
+        if self.is_void(backend, question):
+            raise BackendUnfitError(
+                f"the server has lost the role while it was asked, and role={self.role!r} is wanted",
+                backend,
+                max_backoff=_ASK_AGAIN,
+            )
+        return question
 
     def unfit(self, *, read_only: bool) -> bool:
         """Whether a server is not the one that is wanted."""
@@ -59,5 +69,5 @@ class RoleKeeper:
         self._lost[backend] = self._next()
 
     def is_void(self, backend: str, proof: int) -> bool:
-        """Whether the server has been found without the role since the proof was given."""
+        """Whether the server has been found without the role since it was asked."""
         return proof < self._lost.get(backend, 0)

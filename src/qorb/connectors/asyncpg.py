@@ -147,8 +147,9 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
     async def validate(self, connection: asyncpg.Connection) -> None:
         """Ask the server whether it accepts writes. Raises BackendUnfitError when the role wants it otherwise."""
         known = self._known[connection]
+        question = self._role.question()
         answer: Any = await connection.fetchval(READ_ONLY_QUERY)
-        known.proof = self._role.prove(known.backend, read_only=answer == "on")
+        known.proof = self._role.prove(known.backend, question, read_only=answer == "on")
 
     def _call_at_claims(self, hook: Hook) -> None:
         """Have an on_acquire, before that of a class derived from this one: for a pool each claim takes longer then."""

@@ -197,9 +197,10 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
 
     async def _prove(self, connection: PsycopgConnection[R]) -> None:
         """Ask the server whether it has the role. Raises BackendUnfitError, or ConnectError."""
+        question = self._keeper.question()
         results = await self._run(connection, "asking whether the server accepts writes", READ_ONLY_QUERY)
         read_only = results[0].get_value(0, 0) == b"on"
-        connection.proof = self._keeper.prove(connection.backend, read_only=read_only)
+        connection.proof = self._keeper.prove(connection.backend, question, read_only=read_only)
         connection.doubted = False
 
     async def _run(self, connection: PsycopgConnection[R], what: str, statements: str) -> list[Any]:

@@ -109,8 +109,9 @@ class RedisConnector(Connector[RedisClient]):
         _check_usable(connection)
         try:
             if self._roles.matters:
+                question = self._roles.question()
                 (answer,) = await wire.ask(("ROLE",))
-                wire.proof = self._roles.prove(wire.backend, read_only=_is_replica(answer))
+                wire.proof = self._roles.prove(wire.backend, question, read_only=_is_replica(answer))
             else:
                 await wire.ask(("PING",))
         except FAILURES as error:
@@ -176,12 +177,13 @@ class RedisConnector(Connector[RedisClient]):
             commands.append(("SELECT", self._db))
         if self._roles.matters:
             commands.append(("ROLE",))
+        question = self._roles.question()
         try:
             answers = await wire.ask(*commands)
         except FAILURES as error:
             raise told("the handshake failed", error, wire.backend, secrets) from error.__cause__
         if self._roles.matters:
-            wire.proof = self._roles.prove(wire.backend, read_only=_is_replica(answers[-1]))
+            wire.proof = self._roles.prove(wire.backend, question, read_only=_is_replica(answers[-1]))
         wire.begin()
 
     def _hello(self, secrets: tuple[Secret | None, Secret | None]) -> Sequence[str]:
