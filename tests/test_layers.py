@@ -164,6 +164,13 @@ def guests_import_public_modules_only(module: Module) -> Iterator[str]:
             yield f"{module.name}:{one.line}: imports {'.'.join(one.path())}, which is private"
 
 
+def names_with_an_underscore_stay_at_home(module: Module) -> Iterator[str]:
+    for one in imports(module):
+        # A module may be private to its package, and have names that are not private to it.
+        if one.top == "qorb" and one.name.startswith("_") and f"{one.module}.{one.name}" not in module_names():
+            yield f"{module.name}:{one.line}: imports {'.'.join(one.path())}, which is private to its module"
+
+
 def optional_dependencies_are_imported_by_their_own_module_only(module: Module) -> Iterator[str]:
     for one in imports(module):
         if one.top in {"qorb", *sys.stdlib_module_names} or (one.top == "_typeshed" and one.for_types_only):
@@ -274,6 +281,10 @@ def read_src() -> tuple[Module, ...]:
     return tuple(modules)
 
 
+def module_names() -> set[str]:
+    return {module.name for module in read_src()}
+
+
 # Rule -> (module, source) pairs that break it.
 RULES: dict[Callable[[Module], Iterator[str]], list[tuple[str, str]]] = {
     core_imports_nothing_that_waits_logs_or_reads_a_clock: [
@@ -306,6 +317,11 @@ RULES: dict[Callable[[Module], Iterator[str]], list[tuple[str, str]]] = {
         ("qorb.connectors.tcp", "from qorb.backend import _split"),
         ("qorb._demo.view", "from qorb._slot import Slot"),
         ("qorb.cli", "from qorb._slot import Slot"),
+    ],
+    names_with_an_underscore_stay_at_home: [
+        ("qorb.connectors.asyncpg", "from qorb.connectors.tcp import _addresses"),
+        ("qorb.connectors.asyncpg", "if TYPE_CHECKING:\n    from qorb.connectors._sockets import _Options"),
+        ("qorb._engine", "from qorb._slot import _ids"),
     ],
     optional_dependencies_are_imported_by_their_own_module_only: [
         ("qorb.pool", "import rich"),
@@ -366,6 +382,7 @@ LAWFUL = [
         "from qorb import Backend\nfrom qorb.testing._loop import Loop\nimport asyncio\nasyncio.Event",
     ),
     ("qorb.connectors.asyncpg", "import asyncpg\nfrom qorb.connector import Connector"),
+    ("qorb.connectors.asyncpg", "from qorb.connectors._sockets import Dialler\nfrom qorb.connectors import _sockets"),
     ("qorb._demo._rich", "from rich.table import Table\nimport time\ntime.monotonic()"),
     ("qorb._slot", "if TYPE_CHECKING:\n    from qorb._slot_set import SlotSet\n    from _typeshed import Unused"),
     ("qorb.pool", "try: f()\nexcept BaseException:\n    if g():\n        raise\n    else:\n        raise X from None"),

@@ -8,12 +8,16 @@ import socket
 import ssl
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import trustme
 
 from qorb.connector import Outcome
 from qorb.connectors import TcpConnector
+from qorb.connectors.asyncpg import AsyncpgConnector
+from qorb.connectors.redis import RedisConnector
+from qorb.connectors.sqlalchemy import SqlAlchemyConnector
 from qorb.errors import ConnectError
 from tests.connectors.cancelling import at_every_await
 from tests.connectors.peers import Listener, eventually, open_sockets, receive, send, tls_peer
@@ -107,9 +111,12 @@ def careless_context():
     return context
 
 
-def test_a_context_that_checks_nothing_brings_a_warning_where_the_connector_is_made(careless_context):
+@pytest.mark.parametrize(
+    "kind", [TcpConnector, RedisConnector, AsyncpgConnector, partial(SqlAlchemyConnector, "postgresql+asyncpg:///shop")]
+)
+def test_a_context_that_checks_nothing_brings_a_warning_where_the_connector_is_made(careless_context, kind):
     with pytest.warns(RuntimeWarning, match="^ssl: this context checks no certificate") as caught:
-        TcpConnector(ssl=careless_context)
+        kind(ssl=careless_context)
     assert [one.filename for one in caught] == [__file__]
 
 

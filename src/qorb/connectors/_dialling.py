@@ -7,14 +7,14 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qorb.connectors.tcp import _close_without_loop
+from qorb.connectors._sockets import close_without_loop
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
     from qorb.backend import Backend
-    from qorb.connectors.tcp import TcpConnector
+    from qorb.connectors._sockets import Dialler
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -27,10 +27,10 @@ class DiallingLoop:
     does it. A certificate must be good for `name`, not for the address.
     """
 
-    def __init__(self, tcp: TcpConnector, backend: Backend, name: str | None) -> None:
+    def __init__(self, dialler: Dialler, backend: Backend, name: str | None) -> None:
         """Bind it to the running loop. Opens nothing."""
         self._loop = asyncio.get_running_loop()
-        self._tcp = tcp
+        self._dialler = dialler
         self._backend = backend
         self._name = name
         self._peer: tuple[int, tuple[Any, ...]] | None = None
@@ -114,7 +114,7 @@ class DiallingLoop:
         """Close all its connections at once, without an exception, also when the loop is closed."""
         for sock, transport in self._open:
             if self._loop.is_closed():
-                _close_without_loop(self._loop, sock, transport)
+                close_without_loop(self._loop, sock, transport)
             else:
                 transport.abort()
                 _shut(sock)
@@ -122,8 +122,8 @@ class DiallingLoop:
 
     async def _dial(self) -> socket.socket:
         if self._peer is not None:
-            return await self._tcp._connected_socket(*self._peer)  # noqa: SLF001 - the two are one package
-        sock = await self._tcp._dial(self._backend)  # noqa: SLF001 - as above
+            return await self._dialler.connect(*self._peer)
+        sock = await self._dialler.dial(self._backend)
         try:
             self._peer = sock.family, sock.getpeername()
         except OSError:

@@ -1,14 +1,16 @@
-"""What the connectors for PostgreSQL share: which of the servers is the one that is wanted."""
+"""What the connectors for PostgreSQL share: which of the servers is the one that is wanted, and what it is called."""
 
 from __future__ import annotations
 
 import itertools
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from qorb.errors import BackendUnfitError, shown
+from qorb.errors import BackendUnfitError, ConnectError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from qorb.backend import Backend
 
 Role: TypeAlias = Literal["primary", "replica", "any"]
 """Which servers are wanted: those that accept writes, those that do not, or both."""
@@ -71,3 +73,11 @@ class RoleKeeper:
     def is_void(self, backend: str, proof: int) -> bool:
         """Whether the server has been found without the role since it was asked."""
         return proof < self._lost.get(backend, 0)
+
+
+def libpq_host(backend: Backend) -> str:
+    """Give what libpq is to take for the host's name. Raises ConnectError for what means more than a name to it."""
+    name = (backend.server_name or backend.host).removesuffix(".")
+    if not name or "," in name or name[0] in "/@" or not name.isprintable():
+        raise ConnectError(f"no certificate can be good for the server name {name!r}", backend.name)
+    return name

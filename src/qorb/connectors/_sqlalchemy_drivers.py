@@ -5,54 +5,39 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import ssl as tls
 from typing import TYPE_CHECKING, Any
 
 from qorb.connectors._dialling import DiallingLoop
-from qorb.connectors.tcp import _addresses
-from qorb.errors import ConnectError, describe
+from qorb.connectors._postgres import libpq_host
+from qorb.connectors._sockets import addresses_of, server_name
 
 if TYPE_CHECKING:
+    import ssl as tls
     from collections.abc import AsyncIterator
 
     from qorb.backend import Backend
-    from qorb.connectors.tcp import TcpConnector
+    from qorb.connectors._sockets import Dialler
 
 DRIVERS = ("asyncpg", "psycopg")
 _INVALID_AUTHORIZATION = "28"
 """The class of SQLSTATE that a refused login has."""
 
 
-def checked_context(context: tls.SSLContext | None, driver: str) -> tls.SSLContext | None:
-    """Give the context for TLS. Raises TypeError or ValueError."""
-    if context is None:
-        return None
-    if not isinstance(context, tls.SSLContext):
-        raise TypeError(f"ssl must be an ssl.SSLContext or None, not {type(context).__name__}")
-    if driver != "asyncpg":
-        raise ValueError('ssl is for asyncpg; with psycopg say "?sslmode=verify-full&sslrootcert=..." in the URL')
-    if context.protocol is tls.PROTOCOL_TLS_SERVER:
-        raise ValueError("ssl must be a context for clients; make it with ssl.create_default_context()")
-    return context
-
-
 async def ways(
-    driver: str, backend: Backend, tcp: TcpConnector, context: tls.SSLContext | None
+    driver: str, backend: Backend, dialler: Dialler, context: tls.SSLContext | None
 ) -> AsyncIterator[dict[str, Any]]:
     """Give what to tell a driver so that it connects to a backend, once for each address to try. Raises ConnectError.
 
     A host that is a name is looked up on a thread: a call that is cancelled meanwhile ends when the look-up does.
     """
-    name = backend.server_name or backend.host
     if driver == "asyncpg":
-        options: dict[str, Any] = {"loop": DiallingLoop(tcp, backend, name), "timeout": None}  # the pool bounds it
+        # Under that name also where the URL, or connect_args, ask for TLS.
+        loop = DiallingLoop(dialler, backend, server_name(backend))
+        options: dict[str, Any] = {"loop": loop, "timeout": None}  # the pool bounds it
         yield options if context is None else {**options, "ssl": context}
         return
-    try:
-        found = await _addresses(*backend.address)
-    except (OSError, ValueError) as error:
-        raise ConnectError(f"looking up {backend.host!r} failed: {describe(error)}", backend.name) from error
-    for _, address in found:
+    name = libpq_host(backend)
+    for _, address in await addresses_of(backend):
         yield {"host": name, "hostaddr": str(address[0])}  # as libpq has it: what is verified, and where to go
 
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from qorb.connector import Connector, Outcome
 from qorb.connectors._dialling import DiallingLoop
 from qorb.connectors._postgres import READ_ONLY_QUERY, Role, RoleKeeper
-from qorb.connectors.tcp import TcpConnector, _checked_context, _server_name
+from qorb.connectors._sockets import Dialler, checked_context, server_name
 from qorb.credentials import Credential, Secret, checked, connect_error, revealed
 from qorb.errors import ConnectError, shown
 
@@ -101,7 +101,7 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         self._password = checked("password", password)
         self._hides_user = isinstance(user, Secret)
         self._database = database
-        self._ssl = _checked_context(ssl)
+        self._ssl = checked_context(ssl)
         self._role = RoleKeeper(role)
         self._settings = _checked_settings(application_name, server_settings)
         self._options = _checked_options(options)
@@ -111,7 +111,7 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         self._on_connect = _checked_hook("on_connect", on_connect)
         if (hook := _checked_hook("on_acquire", on_acquire)) is not None:
             self._call_at_claims(hook)
-        self._tcp = TcpConnector()
+        self._dialler = Dialler()
         self._known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
@@ -126,7 +126,7 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         refused asks for a pause of five seconds.
         """
         secrets = await self._revealed("user", backend), await self._revealed("password", backend)
-        loop = DiallingLoop(self._tcp, backend, None if self._ssl is None else _server_name(backend))
+        loop = DiallingLoop(self._dialler, backend, None if self._ssl is None else server_name(backend))
         try:
             connection = await self._open(backend, loop, *secrets)
         except BaseException as error:
@@ -299,7 +299,7 @@ def _told(backend: Backend, error: Exception, secrets: tuple[Secret | None, ...]
         return connect_error(what, error, backend.name, secrets, min_backoff=_NO_LOCK_OUT)
     if state == _TOO_MANY:
         return connect_error(f"{where} has too many connections", error, backend.name, secrets)
-    name = f" as {_server_name(backend)!r}" if tls else ""
+    name = f" as {server_name(backend)!r}" if tls else ""
     return connect_error(f"connecting to PostgreSQL at {where}{name} failed", error, backend.name, secrets)
 
 

@@ -8,8 +8,8 @@ import traceback
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, get_args
 
 from qorb.connector import Connector, Outcome
-from qorb.connectors._postgres import READ_ONLY_QUERY, RoleKeeper
-from qorb.connectors.tcp import _addresses, _reason, _shown
+from qorb.connectors._postgres import READ_ONLY_QUERY, RoleKeeper, libpq_host
+from qorb.connectors._sockets import addresses_of, shown_address
 from qorb.credentials import Secret, checked, connect_error, revealed
 from qorb.errors import ConnectError, shown
 
@@ -139,18 +139,14 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
     async def _log_in(
         self, backend: Backend, user: Secret | None, password: Secret | None, secrets: tuple[Secret | None, ...]
     ) -> PsycopgConnection[R]:
-        host = _host(backend)
-        try:
-            addresses = await _addresses(*backend.address)
-        except (OSError, ValueError) as error:
-            raise ConnectError(f"looking up {backend.host!r} failed: {_reason(error)}", backend.name) from error
+        host = libpq_host(backend)
         failures: list[ConnectError] = []
-        for _, address in addresses:
+        for _, address in await addresses_of(backend):
             where: dict[str, str | int] = {"host": host, "hostaddr": str(address[0]), "port": backend.port}
             result = await self._open(where, user, password)
             if isinstance(result, PsycopgConnection):
                 return result
-            failures.append(_failure(result, _shown(address), backend.name, secrets))
+            failures.append(_failure(result, shown_address(address), backend.name, secrets))
             if failures[-1].min_backoff:  # it will not be another password at the next address
                 break
         if len(failures) == 1:
@@ -319,14 +315,6 @@ def _checked_hook(what: str, hook: Any) -> Any:  # noqa: ANN401 - given back as 
     if hook is not None and not callable(hook):
         raise TypeError(f"{what} must be a coroutine function or None, not {shown(hook)}")
     return hook
-
-
-def _host(backend: Backend) -> str:
-    """What libpq is to take for the host's name. Raises ConnectError for what means more than a name to it."""
-    name = (backend.server_name or backend.host).removesuffix(".")
-    if not name or "," in name or name[0] in "/@" or not name.isprintable():
-        raise ConnectError(f"no certificate can be good for the server name {name!r}", backend.name)
-    return name
 
 
 def _failure(error: psycopg.Error, where: str, backend: str, secrets: tuple[Secret | None, ...]) -> ConnectError:

@@ -7,17 +7,16 @@ import traceback
 from typing import TYPE_CHECKING, Any, cast
 
 from qorb.connector import Connector, Outcome
+from qorb.connectors._sockets import Dialler, checked_context
 from qorb.connectors._sqlalchemy import EnginePool, Entry
 from qorb.connectors._sqlalchemy_drivers import (
     DRIVERS,
-    checked_context,
     cut,
     failed_login,
     has_transaction,
     is_dead,
     ways,
 )
-from qorb.connectors.tcp import TcpConnector
 from qorb.credentials import checked, connect_error, revealed
 from qorb.errors import ConnectError, shown
 from qorb.stats import PoolState
@@ -63,7 +62,8 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
         "postgresql+asyncpg:///shop" or "postgresql+psycopg://app@/shop". A password in it is taken out and kept secret.
     user, password: instead of those in the URL; functions are asked at every connect.
     ssl: with asyncpg the context for TLS, or None for none. The certificate must be good for `backend.server_name`, or
-        for `backend.host` when that is None, whatever address is connected to. With psycopg say
+        for `backend.host` when that is None, whatever address is connected to; a context that does not check brings a
+        RuntimeWarning. With psycopg say
         "?sslmode=verify-full&sslrootcert=..." in the URL; the same name is verified.
     engine_options: the other options of create_async_engine(). Those of its pool are settings of Policy;
         `pool_pre_ping=True` asks each connection at checkout whether it answers, `pool_reset_on_return` is as ever.
@@ -88,7 +88,9 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
         self._user = checked("user", told.username if user is None else user)
         self._password = checked("password", told.password if password is None else password)
         self._url = told.set(username=None, password=None)
-        self._ssl = checked_context(ssl, self._url.get_driver_name())
+        if ssl is not None and self._url.get_driver_name() != "asyncpg":
+            raise ValueError('ssl is for asyncpg; with psycopg say "?sslmode=verify-full&sslrootcert=..." in the URL')
+        self._ssl = checked_context(ssl)
         self._pings = bool(engine_options.pop("pool_pre_ping", False))
         self._arguments = dict(engine_options.pop("connect_args", {}))
         for name in _INSTEAD.keys() & engine_options.keys():
@@ -96,7 +98,7 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
         self._engine = create_async_engine(self._url, poolclass=EnginePool, **engine_options)
         self._home = cast("EnginePool", self._engine.sync_engine.pool)
         self._dialect = self._engine.dialect
-        self._tcp = TcpConnector()
+        self._dialler = Dialler()
         event.listen(self._engine.sync_engine, "do_connect", self._prepare)
         event.listen(self._engine.sync_engine, "handle_error", self._explain)
 
@@ -123,7 +125,7 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
             told = connect_error("asking for the credentials failed", error, backend.name)
             raise told from told.__cause__
         failures: list[ConnectError] = []
-        async for options in ways(self._dialect.driver, backend, self._tcp, self._ssl):
+        async for options in ways(self._dialect.driver, backend, self._dialler, self._ssl):
             try:
                 return await self._open(backend, options, user, password)
             except ConnectError as error:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import math
-import os
 import socket
-import ssl as tls
-import warnings
-import weakref
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from qorb.connector import Connector, Outcome, overrides
-from qorb.errors import ConnectError, shown
-from qorb.threads import to_thread
+from qorb.connectors._sockets import (
+    Dialler,
+    checked_context,
+    close_without_loop,
+    reason,
+    server_name,
+    shown_address,
+)
+from qorb.errors import ConnectError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import ssl as tls
 
     from qorb.backend import Backend
 
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
 _STREAM_LIMIT = 32 * 1024 - 1
 _MOST_UNREAD = 2 * _STREAM_LIMIT + 1
 _READ_SIZE = 16 * 1024
-
-_KEEPALIVE_PROBES = 3
-_LONGEST_KEEPALIVE = 32_767  # the kernel's own limit, in seconds
-_LONGEST_USER_TIMEOUT = 2_147_483  # milliseconds in 31 bits
-_LONGEST_NAME = 253  # in DNS, without the final dot
-_MOST_ADDRESSES = 64  # of one host name; the rest is not tried
 
 
 class TcpStream:
@@ -52,12 +47,12 @@ class TcpStream:
     def __repr__(self) -> str:
         """Say who is at the other end and whether the stream is closed; never what went through it."""
         state = "closed" if self.writer.is_closing() else "open"
-        return f"<TcpStream to {_shown(self.writer.get_extra_info('peername'))}, {state}>"
+        return f"<TcpStream to {shown_address(self.writer.get_extra_info('peername'))}, {state}>"
 
     def abort(self) -> None:
         """Close at once; what was not sent is lost. Also when the loop has stopped or is closed."""
         if self._socket is not None and self._loop.is_closed():
-            _close_without_loop(self._loop, self._socket, self.writer.transport)
+            close_without_loop(self._loop, self._socket, self.writer.transport)
             return
         self.writer.transport.abort()
         if self._socket is not None:
@@ -96,15 +91,14 @@ class TcpConnector(Connector[TcpStream]):
         self, *, ssl: tls.SSLContext | None = None, keepalive: float | None = 30.0, user_timeout: float | None = 30.0
     ) -> None:
         """Check the settings. Opens nothing."""
-        self._ssl = _checked_context(ssl)
-        self._keepalive = _checked_seconds("keepalive", keepalive, _LONGEST_KEEPALIVE)
-        self._user_timeout = _checked_seconds("user_timeout", user_timeout, _LONGEST_USER_TIMEOUT)
-        self._socket_options = tuple(_socket_options(self._keepalive, self._user_timeout))
+        self._ssl = checked_context(ssl)
+        self._dialler = Dialler(keepalive, user_timeout)
 
     def __repr__(self) -> str:
         """Show the settings; of the context only that there is one."""
         context = "None" if self._ssl is None else "<SSLContext>"
-        return f"{type(self).__name__}(ssl={context}, keepalive={self._keepalive}, user_timeout={self._user_timeout})"
+        times = f"keepalive={self._dialler.keepalive}, user_timeout={self._dialler.user_timeout}"
+        return f"{type(self).__name__}(ssl={context}, {times})"
 
     async def connect(self, backend: Backend) -> TcpStream:
         """Connect to `backend.address` and to nothing else; with TLS the handshake is done, too. Raises ConnectError.
@@ -114,14 +108,14 @@ class TcpConnector(Connector[TcpStream]):
         look-up does. (A DnsResolver finds addresses without a thread.) Cancelled anywhere else, it ends at once. Either
         way nothing stays open.
         """
-        name = None if self._ssl is None else _server_name(backend)
-        sock = await self._dial(backend)
+        name = None if self._ssl is None else server_name(backend)
+        sock = await self._dialler.dial(backend)
         try:
             return await self._open_stream(sock, name)
         except (OSError, ValueError) as error:
-            where = _shown(backend.address)
+            where = shown_address(backend.address)
             step = f"connecting to {where}" if name is None else f"the TLS handshake with {where} as {name!r}"
-            raise ConnectError(f"{step} failed: {_reason(error)}", backend.name) from error
+            raise ConnectError(f"{step} failed: {reason(error)}", backend.name) from error
 
     async def validate(self, connection: TcpStream) -> None:
         """Raise ConnectError when the connection is visibly closed or out of step. Sends nothing, never suspends."""
@@ -162,38 +156,6 @@ class TcpConnector(Connector[TcpStream]):
         """
         return outcome is not Outcome.CLEAN or bool(_unread(connection.reader)) or overrides(self, "on_recycle")
 
-    async def _dial(self, backend: Backend) -> socket.socket:
-        """Return a connected socket, or raise ConnectError that says what happened at each address."""
-        try:
-            addresses = await _addresses(*backend.address)
-        except (OSError, ValueError) as error:
-            raise ConnectError(f"looking up {backend.host!r} failed: {_reason(error)}", backend.name) from error
-        failures: list[OSError] = []
-        for family, address in addresses:
-            try:
-                return await self._connected_socket(family, address)
-            except OSError as error:
-                failures.append(error)
-        tries = zip(addresses, failures, strict=True)
-        text = "; ".join(f"connecting to {_shown(address)} failed: {_reason(error)}" for (_, address), error in tries)
-        raise ConnectError(text, backend.name) from failures[-1]
-
-    async def _connected_socket(self, family: int, address: tuple[Any, ...]) -> socket.socket:
-        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        _sockets.add(sock)
-        try:
-            sock.settimeout(0)
-            for level, option, value in self._socket_options:
-                sock.setsockopt(level, option, value)
-            await asyncio.get_running_loop().sock_connect(sock, address)
-            if sock.getsockname() == sock.getpeername():
-                # Nobody listens, but the kernel chose this very port for our own end: TCP's simultaneous open.
-                raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
     async def _open_stream(self, sock: socket.socket, name: str | None) -> TcpStream:
         """Put a stream, and TLS, on a connected socket, which from here on belongs to the stream."""
         loop = asyncio.get_running_loop()
@@ -205,7 +167,7 @@ class TcpConnector(Connector[TcpStream]):
             )
         except BaseException:
             if loop.is_closed():
-                _close_without_loop(loop, sock, protocol.open_transport)
+                close_without_loop(loop, sock, protocol.open_transport)
             elif protocol.open_transport is not None:  # cancelled as it came up: asyncio has closed it only gracefully
                 protocol.open_transport.abort()
             sock.close()
@@ -245,157 +207,6 @@ class _Protocol(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
         self._incoming = memoryview(b"")
 
 
-def _checked_context(context: tls.SSLContext | None) -> tls.SSLContext | None:
-    if context is None:
-        return None
-    if not isinstance(context, tls.SSLContext):
-        raise TypeError(f"ssl must be an ssl.SSLContext or None, not {type(context).__name__}")
-    if context.protocol is tls.PROTOCOL_TLS_SERVER:
-        raise ValueError("ssl must be a context for clients; make it with ssl.create_default_context()")
-    if context.verify_mode is tls.CERT_NONE:
-        warnings.warn(
-            "ssl: this context checks no certificate, so anybody may be at the other end; use "
-            "ssl.create_default_context(), with cafile= for an authority of your own; a filter silences this",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    elif not context.check_hostname:
-        warnings.warn(
-            "ssl: this context accepts the certificate of anybody whom its authorities have signed; set "
-            "check_hostname=True and, where the certificate has another name than the address, Backend.server_name",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return context
-
-
-def _checked_seconds(name: str, value: float | None, most: int) -> float | None:
-    """Return the setting, None for never. Raises TypeError or ValueError naming it."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds or None, not {shown(value)}")
-    if not value > 0:  # NaN is not
-        raise ValueError(f"{name} must be more than 0 seconds (None switches it off), not {shown(value)}")
-    if value == math.inf:
-        return None
-    if value > most:
-        raise ValueError(f"{name} must be at most {most} seconds (None switches it off), not {shown(value)}")
-    return float(value)
-
-
-def _socket_options(keepalive: float | None, user_timeout: float | None) -> Iterator[tuple[int, int, int]]:
-    """What to set on each socket, as (level, option, value), as far as this system has it."""
-    yield socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-    if keepalive is not None:
-        yield socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
-        yield from _tcp_option(("TCP_KEEPIDLE", "TCP_KEEPALIVE"), math.ceil(keepalive))  # the latter on macOS
-        yield from _tcp_option(("TCP_KEEPINTVL",), math.ceil(keepalive / _KEEPALIVE_PROBES))
-        yield from _tcp_option(("TCP_KEEPCNT",), _KEEPALIVE_PROBES)
-    if user_timeout is not None:
-        yield from _tcp_option(("TCP_USER_TIMEOUT",), math.ceil(user_timeout * 1000))
-
-
-def _tcp_option(names: tuple[str, ...], value: int) -> Iterator[tuple[int, int, int]]:
-    for name in names:
-        if hasattr(socket, name):
-            yield socket.IPPROTO_TCP, getattr(socket, name), value
-            return
-
-
-async def _addresses(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
-    """Turn a host into (family, address) pairs, at least one. Raises OSError or ValueError."""
-    if "\0" in host:
-        raise ValueError("there is a null character in it")  # the system would end the name there, and look that up
-    try:
-        # An IP address is only read, so this does not block.
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        found = await _look_up(host, port)
-    return [(family, address) for family, _, _, _, address in found[:_MOST_ADDRESSES]]
-
-
-async def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
-    """Ask the system for the addresses of a host name, on a thread of this call's own: it blocks.
-
-    A call that is cancelled raises its CancelledError when the look-up ends.
-    """
-
-    def ask() -> list[tuple[Any, ...]]:
-        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-
-    return await to_thread(ask, what=f"looks up {host}")
-
-
-def _close_without_loop(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, transport: asyncio.WriteTransport | None
-) -> None:
-    """Close a socket although its transport can only end in a turn of its loop, and there will be none.
-
-    A transport that has not ended warns when it is collected. There is no public way to tell it that it has.
-    """
-    under_tls = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
-    # The loop knows it before TLS does; but when the interpreter ends, the loop may have forgotten it.
-    known_to_loop = getattr(loop, "_transports", {}).get(sock.fileno())
-    if transport is not None:
-        with contextlib.suppress(RuntimeError):  # it is marked as closed before it asks the loop to go on
-            transport.abort()
-    sock.close()
-    for one in (transport, under_tls, known_to_loop):
-        if getattr(one, "_sock", None) is not None:
-            one._sock = None  # type: ignore[union-attr]  # noqa: SLF001 - see above
-
-
-_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-"""Those that were opened, some of them closed by now."""
-
-
-def _close_in_child() -> None:
-    """Close, in a child process, what the parent has open: this does not end the connections, but makes them its own.
-
-    Otherwise what asyncio does when it collects a stream in the child would take the parent's events away: they share
-    the selector.
-    """
-    for sock in tuple(_sockets):
-        sock.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
-
-
 def _unread(reader: asyncio.StreamReader) -> int:
     """Count the bytes that have arrived and were not read. StreamReader has had them in `_buffer` since it exists."""
     return len(reader._buffer)  # type: ignore[attr-defined]  # noqa: SLF001
-
-
-def _server_name(backend: Backend) -> str:
-    """What the certificate must be good for; TLS wants it without the final dot (RFC 6066, section 3).
-
-    Raises ConnectError for what is no name: some event loops lose the socket over it, and none checks an empty one.
-    """
-    name = (backend.server_name or backend.host).removesuffix(".")
-    try:
-        name.encode("idna")
-    except UnicodeError as error:
-        raise ConnectError(f"no certificate can be good for the server name {name!r}: {error}", backend.name) from error
-    if not 0 < len(name) <= _LONGEST_NAME or "\0" in name:
-        raise ConnectError(f"no certificate can be good for the server name {name!r}", backend.name)
-    return name
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, tls.SSLCertVerificationError):
-        return f"certificate verify failed: {error.verify_message}"
-    if isinstance(error, tls.SSLError | socket.gaierror):  # their numbers are none of the system's
-        return error.strerror or str(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
-    return str(error) or type(error).__name__
-
-
-def _shown(address: tuple[Any, ...] | None) -> str:
-    if not address:
-        return "nobody"
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
