@@ -91,7 +91,7 @@ def test_a_backend_whose_connections_were_closed_says_so_as_long_as_it_matters()
             await asyncio.sleep(1)
             connector.drop()
             connector.stall("connect")
-            assert await refusal(watched.pool, 3) == "b0: connecting for 3.0 s (3.0 s ago: closed by the peer)"
+            assert await refusal(watched.pool, 3) == "b0: connecting for 3.0 s (3.0 s ago: its connections were closed)"
 
     run(main)
 

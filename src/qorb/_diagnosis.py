@@ -134,7 +134,7 @@ def _plight(slots: SlotSet[Any], now: float) -> str:
     under_way = _under_way(slots, now)
     trouble, moment = slots.last_error_text, slots.last_error_time
     if slots.lost_at > moment:
-        trouble, moment = "closed by the peer", slots.lost_at
+        trouble, moment = "its connections were closed", slots.lost_at
     if trouble is None:
         return under_way or ("waiting to connect" if slots.last_attempt > -math.inf else "not tried yet")
     if now - moment < _JUST_NOW:

@@ -74,6 +74,7 @@ class SlotSet(Ranked, Generic[C]):
         "online",
         "since",
         "slots",
+        "unfit_at",
         "untried",
     )
 
@@ -110,6 +111,8 @@ class SlotSet(Ranked, Generic[C]):
         self.last_error_time = -math.inf
         self.lost_at = -math.inf
         """When an idle connection was found closed last, such that it did not count as a failure."""
+        self.unfit_at = -math.inf
+        """When the backend was found not to be what is wanted last."""
         self._waiting_to_connect: dict[Slot[C], None] = {}
         self._checking_slot: Slot[C] | None = None
         self._converting: Slot[C] | None = None
@@ -423,7 +426,9 @@ class SlotSet(Ranked, Generic[C]):
     def recycle_failed(self, slot: Slot[C], error: BaseException) -> None:
         """Give the connection up; it counts as a failure whatever the outcome of the claim was."""
         if self._died_young(slot) and not self.engine.seems_open(slot):
-            error = self._early_death(slot, "in its first claim")
+            death = self._early_death(slot, "in its first claim")
+            if not isinstance(error, BackendUnfitError):  # that says why
+                error = death
         self._failed(error)
         self.observe_failure(events.RecycleFailed, slot, self.last_error_text or "")
         if slot.state is RECYCLING:  # is_closed() may have ended the pool
@@ -443,7 +448,9 @@ class SlotSet(Ranked, Generic[C]):
                 self._replace_closed(other)
 
     def _replace_closed(self, slot: Slot[C]) -> None:
-        if self._died_young(slot):
+        if slot.connected_at < self.unfit_at:
+            pass  # the backend was found unfit meanwhile, and has been blamed for that
+        elif self._died_young(slot):
             self._failed(self._early_death(slot, "before it was used"))
         else:
             self.lost_at = self.engine.loop.time()
@@ -460,7 +467,7 @@ class SlotSet(Ranked, Generic[C]):
         now = self.engine.loop.time()
         self.fresh_backoff.failed(slot.fresh_round, now, self.engine.backoff_cap())
         age = now - slot.connected_at
-        return ConnectError(f"closed by the peer within {age:.3g} s of connecting, {when}", self.backend.name)
+        return ConnectError(f"found closed within {age:.3g} s of connecting, {when}", self.backend.name)
 
     def connection_proven(self, slot: Slot[C]) -> None:
         """Note that a connection was of use; the first time that ends the backoff for those that die young."""
@@ -544,6 +551,8 @@ class SlotSet(Ranked, Generic[C]):
             self.last_error = ConnectError(f"{self.backend.name}: {self.last_error_text}", self.backend.name)
             self.last_error.__cause__ = cause
         self.last_error_time = now
+        if isinstance(error, BackendUnfitError):
+            self.unfit_at = now
         self.failures.add(now)
         self._weigh_failures()
 

@@ -54,13 +54,17 @@ class RoleKeeper:
             raise BackendUnfitError(
                 f"the server {what}, and role={self.role!r} is wanted", backend, max_backoff=_ASK_AGAIN
             )
-        if self.is_void(backend, question):
+        self.confirm(backend, question)
+        return question
+
+    def confirm(self, backend: str, proof: int) -> None:
+        """Raise BackendUnfitError for a proof that is void."""
+        if self.is_void(backend, proof):
             raise BackendUnfitError(
-                f"the server has lost the role while it was asked, and role={self.role!r} is wanted",
+                f"the server has meanwhile lost the role, and role={self.role!r} is wanted",
                 backend,
                 max_backoff=_ASK_AGAIN,
             )
-        return question
 
     def unfit(self, *, read_only: bool) -> bool:
         """Whether a server is not the one that is wanted."""

@@ -249,6 +249,7 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
             known.loop.tell_errors_to(self._watch(known))
         if self._on_connect is not None:
             await self._on_connect(connection)
+            self._role.confirm(known.backend, known.proof)
         known.callbacks = tuple(map(set, _callbacks(connection)))
 
     def _watch(self, known: _Known) -> Callable[[BaseException], None]:

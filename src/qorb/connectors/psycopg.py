@@ -189,6 +189,7 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
                 raise told from told.__cause__
             if connection.pgconn.transaction_status != IDLE:
                 raise ConnectError("on_connect has left a transaction open; it must commit what it does", backend.name)
+            self._keeper.confirm(connection.backend, connection.proof)
         connection.settled = connection.settings()
 
     async def _prove(self, connection: PsycopgConnection[R]) -> None:
