@@ -16,7 +16,7 @@ from qorb.errors import ConnectError, shown
 try:
     import psycopg
     from psycopg._compat import TypeVar  # Python's own has no defaults before 3.13
-    from psycopg.rows import TupleRow, tuple_row
+    from psycopg.rows import TupleRow
 
     from qorb.connectors._psycopg import DEFAULTS, IDLE, PsycopgConnection, checked_parameters, checked_text
 except ImportError as _error:
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from qorb.connectors._postgres import Role
     from qorb.credentials import Credential
 
+__all__ = ["PsycopgConnection", "PsycopgConnector"]
+
 Reset: TypeAlias = Literal["when needed", "always"]
 """After which claims the session is reset: after those that did not end cleanly, or after each."""
 
 R = TypeVar("R", default=TupleRow)
 _logger = logging.getLogger("qorb")
-_TUPLES: Any = tuple_row
 _connect: Any = PsycopgConnection.connect
 
 # DISCARD ALL without that for which psycopg keeps books (prepared statements), and in one message.
@@ -84,7 +85,7 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         reset: Reset = "when needed",
         on_connect: Callable[[PsycopgConnection[R]], Awaitable[object]] | None = None,
         on_acquire: Callable[[PsycopgConnection[R]], Awaitable[object]] | None = None,
-        row_factory: AsyncRowFactory[R] = _TUPLES,
+        row_factory: AsyncRowFactory[R] | None = None,
         prepare_threshold: int | None = 5,
     ) -> None:
         """Check the settings. Opens nothing."""
