@@ -82,6 +82,18 @@ async def revealed(what: str, credential: Credential | None) -> Secret | None:
     return Secret(credential) if isinstance(credential, str) else credential
 
 
+async def revealed_for(what: str, credential: Credential | None, backend: str) -> Secret | None:
+    """Give the credential of this moment, as revealed() does. Raises ConnectError, for a backend, for what that raises.
+
+    Cancellation reaches the function.
+    """
+    try:
+        return await revealed(what, credential)
+    except Exception as error:  # noqa: BLE001 - the user's function may raise anything
+        told = connect_error(f"asking for the {what} failed", error, backend)
+        raise told from told.__cause__
+
+
 def without(text: str, secrets: Iterable[Secret | None]) -> str:
     """Give the text with *** for each of the secrets."""
     for secret in secrets:
@@ -102,7 +114,7 @@ def connect_error(
     """Make the error to raise for what a driver raised, and say `what` failed; no secret is in it.
 
     Its cause is the driver's error only when the secrets do not stand in that, nor in what it is chained to. Raise it
-    `from error.__cause__`.
+    `from` its own cause.
     """
     secrets = tuple(secrets)
     told = ConnectError(

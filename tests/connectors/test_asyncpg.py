@@ -411,17 +411,6 @@ def test_a_refused_login_is_told_without_the_secret_and_not_tried_again_soon(run
     assert not [text for text in seen if secret in text.replace(f"secret = {secret!r}", "")]
 
 
-def test_a_function_for_a_password_that_fails_is_named(run_real, server, application):
-    def password():
-        raise LookupError("no vault")
-
-    async def main():
-        with pytest.raises(ConnectError, match="asking for the password failed: LookupError: no vault"):
-            await connector_for(application, password=password).connect(at(server))
-
-    run_real(main)
-
-
 def test_too_many_connections_are_an_ordinary_failure_with_a_clear_text(run_real, server, application):
     async def main():
         with pytest.raises(ConnectError, match=r"127\.0\.0\.1:\d+ has too many connections: ") as caught:

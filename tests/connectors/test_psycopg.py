@@ -242,18 +242,6 @@ def test_the_password_stands_in_nothing_that_shows_a_connection(run_real, server
     run_real(main)
 
 
-def test_credentials_that_cannot_be_had_fail_the_connect(run_real, server):
-    def fail():
-        raise LookupError("the vault is closed")
-
-    async def main():
-        connector = PsycopgConnector(user="app", password=fail, database="postgres")
-        with pytest.raises(ConnectError, match=r"^asking for the password failed: LookupError: the vault is closed$"):
-            await connector.connect(at(server))
-
-    run_real(main)
-
-
 def test_what_else_keeps_a_login_from_succeeding_is_an_ordinary_error(run_real, server):
     async def main():
         with pytest.raises(ConnectError, match=r'database "nowhere" does not exist') as caught:

@@ -283,7 +283,7 @@ def _says_read_only(error: redis.ResponseError) -> bool:
 
 
 def told(what: str, error: Exception, backend: str, secrets: Sequence[Secret | None] = ()) -> ConnectError:
-    """Make the error to raise for one of redis-py, with how soon to try again. Raise it `from error.__cause__`."""
+    """Make the error to raise for one of redis-py, with how soon to try again. Raise it `from` its own cause."""
     if isinstance(error, redis.AuthenticationError):
         return connect_error("authentication failed", error, backend, secrets, min_backoff=_LOCK_OUT)
     if isinstance(error, redis.BusyLoadingError):

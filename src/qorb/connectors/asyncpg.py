@@ -15,7 +15,7 @@ from qorb.connector import Connector, Outcome
 from qorb.connectors._dialling import DiallingLoop
 from qorb.connectors._postgres import READ_ONLY_QUERY, Role, RoleKeeper
 from qorb.connectors._sockets import Dialler, checked_context, server_name
-from qorb.credentials import Credential, Secret, checked, connect_error, revealed
+from qorb.credentials import Credential, Secret, checked, connect_error, revealed_for
 from qorb.errors import ConnectError, shown
 
 try:
@@ -125,7 +125,8 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         A host that is a name is looked up as TcpConnector does it. Cancelled, it leaves nothing open. A login that is
         refused asks for a pause of five seconds.
         """
-        secrets = await self._revealed("user", backend), await self._revealed("password", backend)
+        user = await revealed_for("user", self._user, backend.name)
+        secrets = user, await revealed_for("password", self._password, backend.name)
         loop = DiallingLoop(self._dialler, backend, None if self._ssl is None else server_name(backend))
         try:
             connection = await self._open(backend, loop, *secrets)
@@ -214,13 +215,6 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
             or _callbacks(connection) != known.callbacks
             or (self._role.matters and self._may_have_lost_role(known, outcome))
         )
-
-    async def _revealed(self, what: Literal["user", "password"], backend: Backend) -> Secret | None:
-        try:
-            return await revealed(what, self._user if what == "user" else self._password)
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything
-            told = connect_error(f"asking for the {what} failed", error, backend.name)
-            raise told from told.__cause__
 
     async def _open(
         self, backend: Backend, loop: DiallingLoop, user: Secret | None, password: Secret | None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, get_args
 from qorb.connector import Connector, Outcome
 from qorb.connectors._postgres import READ_ONLY_QUERY, RoleKeeper, libpq_host
 from qorb.connectors._sockets import addresses_of, shown_address
-from qorb.credentials import Secret, checked, connect_error, revealed
+from qorb.credentials import Secret, checked, connect_error, revealed_for
 from qorb.errors import ConnectError, shown
 
 try:
@@ -125,8 +125,8 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         None. A host that is a name is looked up on a thread, as by TcpConnector. A call that is cancelled leaves
         nothing open.
         """
-        user = await _asked_for("user", self._user, backend)
-        password = await _asked_for("password", self._password, backend)
+        user = await revealed_for("user", self._user, backend.name)
+        password = await revealed_for("password", self._password, backend.name)
         hidden = (user, password) if self._hides_user else (password,)
         secrets = (*hidden, *(value for value in self._parameters.values() if isinstance(value, Secret)))
         connection = await self._log_in(backend, user, password, secrets)
@@ -297,14 +297,6 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
     def is_closed(self, connection: PsycopgConnection[R]) -> bool:
         """Say whether either end has closed it, or its server has lost the role since."""
         return not connection.seems_open() or self._keeper.is_void(connection.backend, connection.proof)
-
-
-async def _asked_for(what: str, credential: Credential | None, backend: Backend) -> Secret | None:
-    try:
-        return await revealed(what, credential)
-    except Exception as error:  # noqa: BLE001 - as above
-        told = connect_error(f"asking for the {what} failed", error, backend.name)
-        raise told from told.__cause__
 
 
 def _checked_bool(what: str, value: object) -> bool:

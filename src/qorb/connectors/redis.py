@@ -10,7 +10,7 @@ from qorb.connector import Connector, Outcome
 from qorb.connectors._postgres import Role, RoleKeeper
 from qorb.connectors._redis import FAILURES, OneConnection, RedisClient, Wire, told
 from qorb.connectors.tcp import TcpConnector
-from qorb.credentials import Credential, Secret, checked, revealed
+from qorb.credentials import Credential, Secret, checked, revealed_for
 from qorb.errors import ConnectError, shown
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class RedisConnector(Connector[RedisClient]):
         When the server does not have the wanted role: BackendUnfitError. Cancelled at any await, it leaves nothing open
         (a host name is looked up as TcpConnector says).
         """
-        secrets = await self._secrets()
+        secrets = await self._secrets(backend.name)
         stream = await self._tcp.connect(backend)
         wire: Wire | None = None
         try:
@@ -115,7 +115,8 @@ class RedisConnector(Connector[RedisClient]):
             else:
                 await wire.ask(("PING",))
         except FAILURES as error:
-            raise told("the check failed", error, wire.backend) from error.__cause__
+            failure = told("the check failed", error, wire.backend)
+            raise failure from failure.__cause__
 
     async def on_recycle(self, connection: RedisClient, outcome: Outcome) -> None:
         """Undo what the claim has left on the server, or raise when that cannot be. How it ended does not matter.
@@ -127,7 +128,7 @@ class RedisConnector(Connector[RedisClient]):
             raise ConnectError("the claim was lost, so somebody may still use the connection", wire.backend)
         _check_usable(connection)
         if wire.session.is_changed:
-            await self._shake_hands(wire, await self._secrets(), ("RESET",))
+            await self._shake_hands(wire, await self._secrets(wire.backend), ("RESET",))
 
     async def close(self, connection: RedisClient) -> None:
         """Send what is still to be sent, end TLS, close. Cancelled, it aborts."""
@@ -164,8 +165,9 @@ class RedisConnector(Connector[RedisClient]):
             or type(self).on_recycle is not RedisConnector.on_recycle
         )
 
-    async def _secrets(self) -> tuple[Secret | None, Secret | None]:
-        return await revealed("username", self._username), await revealed("password", self._password)
+    async def _secrets(self, backend: str) -> tuple[Secret | None, Secret | None]:
+        username = await revealed_for("username", self._username, backend)
+        return username, await revealed_for("password", self._password, backend)
 
     async def _shake_hands(
         self, wire: Wire, secrets: tuple[Secret | None, Secret | None], first: Sequence[str] = ()
@@ -180,10 +182,11 @@ class RedisConnector(Connector[RedisClient]):
         question = self._roles.question()
         try:
             answers = await wire.ask(*commands)
+            if self._roles.matters:
+                wire.proof = self._roles.prove(wire.backend, question, read_only=_is_replica(answers[-1]))
         except FAILURES as error:
-            raise told("the handshake failed", error, wire.backend, secrets) from error.__cause__
-        if self._roles.matters:
-            wire.proof = self._roles.prove(wire.backend, question, read_only=_is_replica(answers[-1]))
+            failure = told("the handshake failed", error, wire.backend, secrets)
+            raise failure from failure.__cause__
         wire.begin()
 
     def _hello(self, secrets: tuple[Secret | None, Secret | None]) -> Sequence[str]:

@@ -17,7 +17,7 @@ from qorb.connectors._sqlalchemy_drivers import (
     is_dead,
     ways,
 )
-from qorb.credentials import checked, connect_error, revealed
+from qorb.credentials import checked, connect_error, revealed_for
 from qorb.errors import ConnectError, shown
 from qorb.stats import PoolState
 
@@ -118,12 +118,8 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
         in the order given; a call that is cancelled meanwhile ends when the look-up does. Cancelled anywhere else, it
         ends as soon as the driver lets it. Either way nothing stays open.
         """
-        try:
-            user = await revealed("user", self._user)
-            password = await revealed("password", self._password)
-        except Exception as error:  # noqa: BLE001 - the user's functions may raise anything
-            told = connect_error("asking for the credentials failed", error, backend.name)
-            raise told from told.__cause__
+        user = await revealed_for("user", self._user, backend.name)
+        password = await revealed_for("password", self._password, backend.name)
         failures: list[ConnectError] = []
         async for options in ways(self._dialect.driver, backend, self._dialler, self._ssl):
             try:
