@@ -7,6 +7,7 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qorb.connectors._postgres import Overhearing
 from qorb.connectors._sockets import close_without_loop
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class DiallingLoop:
         self._peer: tuple[int, tuple[Any, ...]] | None = None
         self._open: list[tuple[socket.socket, asyncio.Transport]] = []
         self._waiter: asyncio.Future[Any] | None = None
+        self._overhearing = Overhearing()
         self._error_listener: Callable[[BaseException], object] | None = None
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the loop has
@@ -55,15 +57,28 @@ class DiallingLoop:
 
     @property
     def is_closing(self) -> bool:
-        """Whether the first connection has ended; the driver hears of it a turn of the loop later."""
-        return not self._open or self._open[0][1].is_closing()
+        """Whether the first connection has ended, or its server has said that it does; the driver hears of it later."""
+        return not self._open or self._overhearing.farewell or self._open[0][1].is_closing()
 
     def create_future(self) -> asyncio.Future[Any]:
         """Make a future of the loop, and remember it."""
         self._waiter = future = self._loop.create_future()
+        self._overhearing.asked()
         if self._error_listener is not None:
             future.add_done_callback(self._look_for_error)
         return future
+
+    def listen_in(self, connection: Any) -> None:  # noqa: ANN401 - asyncpg.Connection
+        """Hear what the server says to a connection from now on, to know when it ends the session."""
+        protocol, transport = connection._protocol, connection._transport  # noqa: SLF001 - there is no public word
+        hear, receive = self._overhearing.hear, protocol.data_received
+
+        def data_received(received: bytes) -> None:
+            hear(received)
+            receive(received)
+
+        protocol.data_received = data_received
+        transport.set_protocol(protocol)  # uvloop looks methods up here, and not again
 
     def tell_errors_to(self, listener: Callable[[BaseException], object]) -> None:
         """Have a function called with what each query raises from now on, before whoever asked gets to know."""

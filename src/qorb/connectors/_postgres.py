@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from qorb.errors import BackendUnfitError, ConnectError, shown
 
@@ -17,6 +17,10 @@ Role: TypeAlias = Literal["primary", "replica", "any"]
 
 READ_ONLY_QUERY = "SELECT pg_catalog.current_setting('transaction_read_only')"
 """Asked outside of a transaction. Whether a server is in recovery says less: one that was demoted in place is not."""
+_READY_FOR_QUERY = b"Z\0\0\0\5"
+_ERROR = ord("E")
+_UNASKED = b"ESNA"
+"""The kinds of messages that come without a query: errors, new values of parameters, notices and notifications."""
 _ASK_AGAIN = 0.5
 """Seconds between two looks at a server that has not the role: one that is promoted is used within a second."""
 
@@ -77,6 +81,62 @@ class RoleKeeper:
     def is_void(self, backend: str, proof: int) -> bool:
         """Whether the server has been found without the role since it was asked."""
         return proof < self._lost.get(backend, 0)
+
+
+class Farewell:
+    """Hears when a server ends a session of psycopg: that comes as a notice when nobody waits for an answer."""
+
+    def __init__(self) -> None:
+        self.heard = False
+
+    def listen(self, notice: Any) -> None:  # noqa: ANN401 - psycopg.errors.Diagnostic
+        """Take a notice; for add_notice_handler()."""
+        if notice.severity_nonlocalized in {"FATAL", "PANIC"}:
+            self.heard = True
+
+    def is_there(self, pgconn: Any) -> bool:  # noqa: ANN401 - psycopg.pq.PGconn
+        """Look whether the server has ended a session that nobody uses, which psycopg does not watch. Never waits.
+
+        One look at the socket takes a microsecond.
+        """
+        try:
+            pgconn.consume_input()
+            pgconn.is_busy()  # it is this that reads what has come: a farewell, or new values of parameters
+        except Exception:  # noqa: BLE001 - psycopg.OperationalError, in a module that does not import it
+            return True
+        return self.heard
+
+
+class Overhearing:
+    """Hears, in what a server sends, that it has ended a session.
+
+    asyncpg makes nothing of such a message while no query is under way, and calls the connection open until its end
+    comes, which may be later. The messages are those of PostgreSQL's documentation, "Message Formats".
+    """
+
+    def __init__(self) -> None:
+        self.farewell = False
+        """The server has ended the session."""
+        self._rests = False
+        """The last answer is complete, and what comes next begins with a message."""
+
+    def asked(self) -> None:
+        """Note that a query begins: what comes next is its answer."""
+        self._rests = False
+
+    def hear(self, received: bytes) -> None:
+        """Take what has come, as it comes."""
+        at, end = 0, len(received)
+        if not self._rests:
+            at = received.rfind(_READY_FOR_QUERY)
+            if at < 0:
+                return
+            at += len(_READY_FOR_QUERY) + 1
+        while at + 5 <= end and (kind := received[at]) in _UNASKED:
+            if kind == _ERROR:
+                self.farewell = True
+            at += 1 + int.from_bytes(received[at + 1 : at + 5])
+        self._rests = at == end
 
 
 def libpq_host(backend: Backend) -> str:

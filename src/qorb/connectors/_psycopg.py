@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from psycopg import AsyncConnection, OperationalError, errors, generators, pq, waiting
 from psycopg.rows import Row, tuple_row
 
+from qorb.connectors._postgres import Farewell
 from qorb.credentials import Secret
 from qorb.errors import shown
 
@@ -79,7 +80,7 @@ class PsycopgConnection(AsyncConnection[Row]):
         self._waits = 0
         self._patient = True
         self._aborted = False
-        self._farewell = _Farewell()
+        self._farewell = Farewell()
         self.add_notice_handler(self._farewell.listen)
 
     def entrust(self, backend: str, keeper: RoleKeeper) -> None:
@@ -112,20 +113,12 @@ class PsycopgConnection(AsyncConnection[Row]):
             self._notifies_backlog.clear()
 
     def seems_open(self) -> bool:
-        """Say whether neither end has closed it, as far as can be seen without waiting.
-
-        psycopg does not watch a connection that is idle. One look at its socket does: it takes a microsecond.
-        """
+        """Say whether neither end has closed it, as far as can be seen without waiting."""
         if self._aborted or self._farewell.heard:
             return False
         if self.pgconn.transaction_status != IDLE:
             return not self.closed
-        try:
-            self.pgconn.consume_input()
-            self.pgconn.is_busy()  # it is this that reads what has come: a farewell, or new values of parameters
-        except OperationalError:
-            return False
-        return not self._farewell.heard
+        return not self._farewell.is_there(self.pgconn)
 
     @property
     def in_use(self) -> bool:
@@ -215,20 +208,6 @@ class PsycopgConnection(AsyncConnection[Row]):
                 sock.shutdown(socket.SHUT_RDWR)
             finally:
                 sock.detach()
-
-
-class _Farewell:
-    """Hears when a server ends a session, which comes as a notice when nobody waits for an answer.
-
-    Apart from the connection, which would otherwise hold itself.
-    """
-
-    def __init__(self) -> None:
-        self.heard = False
-
-    def listen(self, notice: errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized in {"FATAL", "PANIC"}:
-            self.heard = True
 
 
 def checked_parameters(parameters: Mapping[str, str | int | Secret]) -> dict[str, str | int | Secret]:

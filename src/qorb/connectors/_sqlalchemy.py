@@ -10,6 +10,7 @@ import itertools
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
+from qorb.connectors._postgres import Farewell
 from qorb.errors import ClaimError, PoolTerminatedError, WrongLoopError
 
 try:
@@ -51,6 +52,8 @@ class Entry(_ConnectionRecord):
         """What is to be told to the driver besides."""
         self.loop: DiallingLoop | None = None
         """What dials for asyncpg."""
+        self.farewell = Farewell()
+        """What hears of psycopg that the server has ended the session."""
         self.opened: DBAPIConnection | None = None
         """What is to be closed in the end, also after SQLAlchemy has given it up."""
         self.given_up = False

@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from qorb.connectors._dialling import DiallingLoop
-from qorb.connectors._postgres import libpq_host
+from qorb.connectors._postgres import Farewell, libpq_host
 from qorb.connectors._sockets import addresses_of, server_name
 
 if TYPE_CHECKING:
@@ -61,11 +61,19 @@ def has_transaction(driver: Any) -> bool:  # noqa: ANN401 - of either driver
     return bool(driver.is_in_transaction())
 
 
-def is_dead(driver: Any, loop: DiallingLoop | None) -> bool:  # noqa: ANN401 - of either driver
-    """Whether a connection of a driver is visibly closed."""
+def listen(driver: Any, loop: DiallingLoop | None, farewell: Farewell) -> None:  # noqa: ANN401 - of either driver
+    """Hear from now on when the server ends the session of a new connection."""
+    if loop is not None:
+        loop.listen_in(driver)
+    else:
+        driver.add_notice_handler(farewell.listen)
+
+
+def is_dead(driver: Any, loop: DiallingLoop | None, farewell: Farewell) -> bool:  # noqa: ANN401 - of either driver
+    """Whether a connection of a driver is visibly closed, by either end."""
     if loop is not None:
         return loop.is_closing or bool(driver.is_closed())
-    return bool(driver.closed)
+    return bool(driver.closed) or (not has_transaction(driver) and farewell.is_there(driver.pgconn))
 
 
 def cut(driver: Any, loop: DiallingLoop | None) -> None:  # noqa: ANN401 - of either driver, or None

@@ -137,6 +137,7 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
                 told = _told(backend, error, hidden, tls=self._ssl is not None)
                 raise told from told.__cause__
             raise
+        loop.listen_in(connection)
         self._known[connection] = _Known(backend.name, loop, connection.get_settings())
         try:
             await self._prepare(connection)

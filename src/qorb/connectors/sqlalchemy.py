@@ -15,6 +15,7 @@ from qorb.connectors._sqlalchemy_drivers import (
     failed_login,
     has_transaction,
     is_dead,
+    listen,
     ways,
 )
 from qorb.credentials import checked, connect_error, revealed_for
@@ -138,6 +139,7 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
             options["password"] = password.reveal  # the connection keeps what it is given
         try:
             await greenlet_spawn(entry.open)
+            listen(entry.driver_connection, entry.loop, entry.farewell)
         except BaseException as error:
             self.abort(entry)
             # What psycopg has begun is held by its frames alone, and ends when they let go of it.
@@ -210,7 +212,7 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
         entry = cast("Entry", connection)
         if entry.dbapi_connection is None or entry.is_invalidated or self._home.is_void(entry):
             return True
-        return is_dead(entry.driver_connection, entry.loop)
+        return is_dead(entry.driver_connection, entry.loop, entry.farewell)
 
     async def close(self, connection: ConnectionPoolEntry) -> None:
         """Log out and close, as the driver does. When it is cancelled, the pool aborts."""
