@@ -23,7 +23,7 @@ class Marks:
     mended: float | None = None
     """When it was taken away."""
     returning: str | None = None
-    """The host of the server that came back then."""
+    """The host of the server that came back then, if it was one alone that was harmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class Account:
     """From when there was a server until a claim was served and none that was begun later failed. None: not in time."""
     longest: float
     """The longest that a claim waited for its connection, or to be told that there is none."""
+    led_there: float | None
+    """The share of the claims before the fault that led to the server that was harmed. None: all were harmed."""
     used_after: float | None
     """From its return until a claim was begun that led to the server. None: none was in time, or none came back."""
     left: int
@@ -76,6 +78,7 @@ def account(tries: Sequence[Try], marks: Marks, left: int, *, served_meanwhile: 
         late=tuple(late),
         well_after=_well_after(concerned, late, starts),
         longest=max((one.served or one.ended or one.begun) - one.begun for one in concerned),
+        led_there=_led_there([one for one in tries if one.begun < struck], marks),
         used_after=_used_after(concerned, marks),
         left=left,
     )
@@ -92,6 +95,12 @@ def _well_after(tries: Sequence[Try], late: Sequence[Try], starts: Sequence[floa
     delays += [min(one.begun - start for start in starts if start <= one.begun) for one in late]
     worst = max(delays)
     return None if math.isinf(worst) or any(one.begun > end - _STILL for one in late) else worst
+
+
+def _led_there(before: Sequence[Try], marks: Marks) -> float | None:
+    if marks.returning is None:
+        return None
+    return sum(one.where == marks.returning for one in before) / len(before)
 
 
 def _used_after(tries: Sequence[Try], marks: Marks) -> float | None:

@@ -20,6 +20,7 @@ START, END = "<!-- compare:start -->", "<!-- compare:end -->"
 _MARKED = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
 _HEADER = [
     "",
+    "led there before",
     "claims",
     "failed: open as it struck",
     "failed: no server there",
@@ -86,9 +87,11 @@ def _settings(run: Run) -> str:
 
 def _of(run: Run, scenario: Scenario) -> str:
     accounts = {name: one for (of, name), one in run.accounts.items() if of is scenario}
-    rows = [[name, *_row(one, scenario)] for name, one in accounts.items()]
+    rows = [_HEADER, *([name, *_row(one, scenario)] for name, one in accounts.items())]
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    header, *rows = (list(row) for row in zip(*columns, strict=True))
     said = [f"{name}: {words}" for name, one in accounts.items() if (words := _words(one))]
-    parts = [f"### {scenario.title}", scenario.story, _table(_HEADER, rows)]
+    parts = [f"### {scenario.title}", scenario.story, _table(header, rows)]
     if said:
         parts.append("The later failures: " + "; ".join(said) + ".")
     return "\n\n".join(parts)
@@ -97,6 +100,7 @@ def _of(run: Run, scenario: Scenario) -> str:
 def _row(one: Account, scenario: Scenario) -> list[str]:
     watched = max(each.begun for each in one.tries)
     return [
+        "" if one.led_there is None else f"{one.led_there * 100:.0f} %",
         f"{len(one.tries):,}",
         f"{one.open_failed:,}",
         "" if scenario.served_meanwhile else f"{len(one.meanwhile):,}",

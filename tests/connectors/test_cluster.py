@@ -57,8 +57,8 @@ def outcome_of(run_real, qorb):
 def words(scenario, outcome):
     return (
         f"{scenario.title}: {len(outcome.tries)} claims; failed: {outcome.open_failed} open as it struck, "
-        f"{len(outcome.meanwhile)} without a server, later {outcome.unserved} without and {outcome.broken} with a connection; "
-        f"well again after {outcome.well_after} s, longest wait {outcome.longest:.3f} s, used again after "
+        f"{len(outcome.meanwhile)} without a server, later {outcome.unserved} without and {outcome.broken} with a "
+        f"connection; well again after {outcome.well_after} s, longest wait {outcome.longest:.3f} s, used again after "
         f"{outcome.used_after} s"
     )
 
