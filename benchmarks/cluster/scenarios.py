@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.cluster.account import Account, Marks, account
@@ -252,7 +253,7 @@ def _check_calm(contestant: Contestant, load: Load) -> None:
 
 
 def _cuts(servers: Sequence[PostgresServer]) -> list[Callable[[], None]]:
-    return [lambda server=server: _cut(server) for server in servers]
+    return [partial(_cut, server) for server in servers]
 
 
 def _cut(server: PostgresServer) -> None:
