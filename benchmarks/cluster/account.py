@@ -34,7 +34,7 @@ class Account:
     """All claims that had not ended when the fault began, or were begun later."""
     marks: Marks
     open_failed: int
-    """Failed, and open as a fault struck: begun before it was done."""
+    """Failed, and open as a fault struck."""
     meanwhile: tuple[Try, ...]
     """Failed, and begun when no server could have served them."""
     late: tuple[Try, ...]

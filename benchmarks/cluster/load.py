@@ -49,6 +49,8 @@ class Load:
         self._claim = claim
         self._work = work
         self._over = False
+        self._may_begin = asyncio.Event()
+        self._may_begin.set()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -60,6 +62,7 @@ class Load:
     ) -> None:
         """Wait until all claims have ended. Raises TimeoutError when one does not."""
         self._over = True
+        self.go_on()
         _, pending = await asyncio.wait(self._tasks, timeout=_HANGS)
         for task in pending:
             task.cancel()
@@ -67,10 +70,19 @@ class Load:
         if pending:
             raise TimeoutError(f"{len(pending)} claims did not end within {_HANGS:g} s")
 
+    def hold(self) -> None:
+        """Begin no more claims; those that were begun go on."""
+        self._may_begin.clear()
+
+    def go_on(self) -> None:
+        """Begin claims again."""
+        self._may_begin.set()
+
     async def _run(self) -> None:
         while not self._over:
             await self._try()
             await asyncio.sleep(PAUSE)
+            await self._may_begin.wait()
 
     async def _try(self) -> None:
         now = asyncio.get_running_loop().time

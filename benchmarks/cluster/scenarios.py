@@ -55,10 +55,12 @@ class Stage:
         return self.servers[1]
 
     async def strike(self, *faults: Callable[[], object]) -> None:
-        """Do the harm, all at once. What is open until it is done is open as the fault struck."""
+        """Do the harm, all at once. Meanwhile no claim is begun: each is open as it strikes, or comes afterwards."""
+        self.load.hold()
         begun = self._now()
         await asyncio.gather(*(asyncio.to_thread(fault) for fault in faults))
         self.marks.strikes.append((begun, self._now()))
+        self.load.go_on()
 
     async def mend(self, repair: Callable[[], object], returning: PostgresServer | None = None) -> None:
         """Take the harm away."""
