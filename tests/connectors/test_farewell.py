@@ -69,7 +69,7 @@ DRIVERS = {
 
 
 class Relay:
-    """Stands between client and server. Everything passes at once but the server's end: that comes after the client's."""
+    """Stands between client and server. All passes at once but the end of the server, which comes after the client."""
 
     def __init__(self, server):
         self.server = server

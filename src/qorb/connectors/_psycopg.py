@@ -6,7 +6,7 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from psycopg import AsyncConnection, OperationalError, errors, generators, pq, waiting
+from psycopg import AsyncConnection, errors, generators, pq, waiting
 from psycopg.rows import Row, tuple_row
 
 from qorb.connectors._postgres import Farewell
