@@ -47,6 +47,7 @@ class SlotSet(Ranked, Generic[C]):
     """The slots of one backend. Satisfies the planner's Holding and the ranking's Ranked."""
 
     __slots__ = (
+        "_backoff_armed_for",
         "_backoff_timer",
         "_checking_slot",
         "_converting",
@@ -118,6 +119,7 @@ class SlotSet(Ranked, Generic[C]):
         self._converting: Slot[C] | None = None
         """The slot that connects to a new address for the sake of one at an old address."""
         self._backoff_timer: Timer | None = None
+        self._backoff_armed_for = math.inf
         self._given_up_until = -math.inf
         self._failure_timer: Timer | None = None
 
@@ -231,6 +233,8 @@ class SlotSet(Ranked, Generic[C]):
             self.pump()
         if CONNECTING in (old, new) and self.failing:
             self.engine.replan()  # it counts with the connections that it has
+        elif new is CONNECTING and self.engine.desk.starved:
+            self.engine.replan()  # another backend may have the slot, now that no connection is closed for it
         if slot is self._checking_slot and new is not CHECKING:
             self._checking_slot = None
             self.check_next()
@@ -318,8 +322,15 @@ class SlotSet(Ranked, Generic[C]):
             self._arm_backoff_timer(now)
 
     def _arm_backoff_timer(self, now: float) -> None:
-        if self._backoff_timer is None and not self.leaving and self._admits_at > now:
-            self._backoff_timer = self.engine.timers.at(self._admits_at, self._backoff_over)
+        moment = self._admits_at
+        if self.leaving or moment <= now:
+            return
+        if self._backoff_timer is not None:
+            if self._backoff_armed_for <= moment:
+                return
+            self._backoff_timer.cancel()  # a pause that began later may end earlier: its length is drawn
+        self._backoff_timer = self.engine.timers.at(moment, self._backoff_over)
+        self._backoff_armed_for = moment
 
     @property
     def _admits_at(self) -> float:

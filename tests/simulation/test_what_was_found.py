@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 
 import pytest
 
-from qorb import Backend, ClaimTimeoutError, Policy, Pool, PoolTerminatedError, Resolver
+from qorb import Backend, ClaimTimeoutError, Outcome, Policy, Pool, PoolTerminatedError, Resolver
 from qorb.resolvers import FixedResolver, ManualResolver
 from qorb.testing import FakeConnector, assert_nothing_left, run, settle
 
@@ -343,3 +344,57 @@ def test_a_claim_that_fails_as_the_last_thing_of_a_pool_is_told_before_the_end_i
         return [type(event).__name__ for event in told[-2:]]
 
     assert run(main) == ["ClaimFailed", "PoolTerminateDone"]
+
+
+def test_a_pause_that_began_later_and_ends_earlier_is_not_slept_beyond_its_end():
+    class Uneven(FakeConnector):
+        async def connect(self, backend):
+            if self.count["connect"]:
+                await asyncio.sleep(0.1)
+            return await super().connect(backend)
+
+    class LongThenShort(random.Random):
+        drawn = 0
+
+        def uniform(self, a, b):
+            self.drawn += 1
+            return b if self.drawn == 1 else a
+
+    async def main():
+        connector = Uneven(latency=0)
+        connector.fail("on_acquire", lambda: OSError("not fit"))
+        policy = Policy(
+            spares_wanted=2,
+            max_slots=2,
+            min_connection_backoff=1,
+            max_connection_backoff=1,
+            spread=0,
+            claim_timeout=0.9,
+        )
+        async with Pool("p", FixedResolver(["a:1"]), connector, policy, rng=LongThenShort(0)) as pool:
+            with pytest.raises(ClaimTimeoutError):
+                await pool.claim()
+            return [round(call.started, 3) for call in connector.calls if call.operation == "on_acquire"]
+
+    first, second, third, *_ = run(main)
+    assert second - first == pytest.approx(0.1)  # until then the first pause would have lasted a second
+    assert third - second == pytest.approx(0.5 + 0.1)  # what the second one drew, and connecting
+
+
+def test_a_slot_that_loses_its_connection_goes_to_a_backend_that_has_none():
+    async def main():
+        connector = FakeConnector()
+        connector.refuse("b")
+        backends = [Backend("a", "10.0.0.1", 1), Backend("b", "10.0.0.2", 1)]
+        policy = Policy(spares_wanted=0, max_slots=3, rebalance_interval=1e6, min_connection_backoff=1e3)
+        async with Pool("p", FixedResolver(backends), connector, policy) as pool:
+            claims = [await pool.claim() for _ in range(3)]
+            before = pool.stats().backends["b"].connecting_slots
+            for claim in claims[1:]:
+                claim.release(Outcome.ERROR)  # the connections are closed
+            await asyncio.sleep(1)
+            after = pool.stats().backends["b"].connecting_slots
+            claims[0].release()
+            return before, after
+
+    assert run(main) == (0, 1)
