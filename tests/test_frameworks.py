@@ -92,75 +92,67 @@ async def get(app, path):
 
 
 @contextlib.asynccontextmanager
-async def lifespan(app):
-    async with app.router.lifespan_context(app):
-        yield
+async def serving(**policy):
+    """The application of the example, while it lives, over a pool of connections to a service."""
+    async with Echo() as echo:
+        pool = make_pool(echo, **policy)
+        app = app_of(pool)
+        async with app.router.lifespan_context(app):
+            yield echo, pool, app
 
 
 def test_every_request_claims_a_connection_and_the_pool_lives_as_long_as_the_application(run_real):
     async def main():
-        async with Echo() as echo:
-            pool = make_pool(echo)
-            app = app_of(pool)
-            async with lifespan(app):
-                asked = [get(app, f"/echo/{number}") for number in range(20)]
-                assert await asyncio.gather(*asked) == [(200, str(number)) for number in range(20)]
-                assert await get(app, "/health") == (200, f'{{"{echo.address}":true}}')
-            assert pool.state is PoolState.TERMINATED
-            assert pool.ledger().empty
-            assert (await get(app, "/echo/late"))[0] == 503
+        async with serving() as (echo, pool, app):
+            asked = [get(app, f"/echo/{number}") for number in range(20)]
+            assert await asyncio.gather(*asked) == [(200, str(number)) for number in range(20)]
+            assert await get(app, "/health") == (200, f'{{"{echo.address}":true}}')
+        assert pool.state is PoolState.TERMINATED
+        assert pool.ledger().empty
+        assert (await get(app, "/echo/late"))[0] == 503
 
     run_real(main)
 
 
 def test_a_request_that_gets_no_connection_is_told_why(run_real):
     async def main():
-        async with Echo() as echo:
-            pool = make_pool(echo, claim_timeout=0.05)
-            app = app_of(pool)
-            async with lifespan(app):
-                await pool.ready(timeout=10.0)
-                async with pool.claim():
-                    status, words = await get(app, "/echo/hello")
-                assert status == 503
-                assert "in use" in words
+        async with serving(claim_timeout=0.05) as (_, pool, app):
+            await pool.ready(timeout=10.0)
+            async with pool.claim():
+                status, words = await get(app, "/echo/hello")
+            assert status == 503
+            assert "in use" in words
 
     run_real(main)
 
 
 def test_a_request_cancelled_anywhere_spoils_no_connection_for_the_next(run_real):
     async def main():
-        async with Echo() as echo:
-            pool = make_pool(echo)
-            app = app_of(pool)
-            attempts = 0
-            async with lifespan(app):
-                await pool.ready()
-                async for attempt in at_every_await():
-                    attempts += 1
-                    await attempt.run(get(app, "/echo/mine"))
-                    assert await get(app, "/echo/yours") == (200, "yours")
-            assert attempts > 4
-            assert pool.ledger().empty
+        attempts = 0
+        async with serving() as (_, pool, app):
+            await pool.ready()
+            async for attempt in at_every_await():
+                attempts += 1
+                await attempt.run(get(app, "/echo/mine"))
+                assert await get(app, "/echo/yours") == (200, "yours")
+        assert attempts > 4
+        assert pool.ledger().empty
 
     run_real(main)
 
 
 def test_a_request_in_a_cancel_scope_that_ends_spoils_no_connection_for_the_next(run_real):
     async def main():
-        async with Echo() as echo:
-            pool = make_pool(echo)
-            app = app_of(pool)
-            async with lifespan(app):
-                echo.speaks.clear()
-                async with anyio.create_task_group() as group:
-                    for _ in range(10):  # one has the connection, nine wait for it
-                        group.start_soon(get, app, "/echo/mine")
-                    await echo.has_heard(1)
-                    group.cancel_scope.cancel()
-                echo.speaks.set()
-                assert await get(app, "/echo/yours") == (200, "yours")
-                assert pool.stats().waiting == 0
+        async with serving() as (echo, pool, app):
+            echo.speaks.clear()
+            async with anyio.create_task_group() as group:
+                for _ in range(10):  # one has the connection, nine wait for it
+                    group.start_soon(get, app, "/echo/mine")
+                await echo.has_heard(1)
+                group.cancel_scope.cancel()
+            echo.speaks.set()
+            assert await get(app, "/echo/yours") == (200, "yours")
+            assert pool.stats().waiting == 0
 
     run_real(main)
 
@@ -171,7 +163,7 @@ def test_the_application_may_end_in_a_cancel_scope(run_real):
             pool = make_pool(echo)
             app = app_of(pool)
             with anyio.CancelScope() as scope:
-                async with lifespan(app):
+                async with app.router.lifespan_context(app):
                     await pool.ready()
                     scope.cancel()
             await pool.terminate(grace=0)

@@ -16,10 +16,10 @@ import asyncpg
 import pytest
 
 from qorb import Backend, Outcome, Policy, Pool
-from qorb._demo.postgres import PostgresServer, cluster
+from qorb._demo.postgres import PostgresServer
 from qorb.connectors.asyncpg import AsyncpgConnector
 from qorb.credentials import Secret
-from qorb.errors import BackendUnfitError, ConnectError, NoBackendsOnlineError
+from qorb.errors import ConnectError, NoBackendsOnlineError
 from qorb.resolvers import FixedResolver
 from tests.connectors.cancelling import at_every_await
 from tests.connectors.peers import eventually, open_sockets
@@ -135,13 +135,6 @@ async def connected(connector, server, server_name=None):
 def executors():
     """The threads of the loop's own executor."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("asyncio")]
-
-
-async def demoted(server, connection):
-    """Demote a server in place; a session hears of it a moment later."""
-    server.demote_in_place()
-    while await connection.fetchval("SHOW default_transaction_read_only") == "off":  # noqa: ASYNC110 - as it says
-        await asyncio.sleep(0.002)
 
 
 async def gone(server, application):
@@ -728,30 +721,6 @@ def test_a_connection_is_closed_even_when_its_loop_is(server, application):
 # Roles.
 
 
-@pytest.mark.parametrize("statement", ["BEGIN READ ONLY", "SET default_transaction_read_only = on"])
-def test_a_transaction_that_wants_to_read_only_demotes_nobody(run_real, server, application, statement):
-    connector = connector_for(application, role="primary")
-
-    async def main():
-        async with pool_over([server], connector, max_slots=2, spares_wanted=2) as pool:
-            await pool.ready()
-            async with pool.claim() as connection:
-                pid = connection.get_server_pid()
-                await connection.execute(statement)
-                if statement.startswith("BEGIN"):
-                    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
-                        await connection.execute("INSERT INTO things VALUES (1)")
-            async with pool.claim(), pool.claim():
-                pass
-            async with pool.claim() as one, pool.claim() as other:
-                assert pid in {one.get_server_pid(), other.get_server_pid()}
-                assert await one.fetchval("SELECT current_setting('transaction_read_only')") == "off"
-                assert await other.fetchval("SELECT current_setting('transaction_read_only')") == "off"
-            assert pool.stats().backends["db0"].failures == 0
-
-    run_real(main)
-
-
 def test_a_server_too_old_to_report_its_state_is_asked_after_a_claim_that_raised(run_real, server, application):
     async def main():
         connector = connector_for(application, role="primary")
@@ -761,87 +730,3 @@ def test_a_server_too_old_to_report_its_state_is_asked_after_a_claim_that_raised
             assert connector.needs_recycle(connection, Outcome.ERROR)
 
     run_real(main)
-
-
-def test_after_a_demotion_in_place_the_pool_moves_to_the_new_primary(run_real, application):
-    connector = connector_for(application, role="primary")
-
-    async def main(old, new):
-        async with pool_over([old, new], connector, max_slots=6, spares_wanted=3) as pool:
-            await pool.ready(timeout=30)
-            async with pool.claim() as held, pool.claim() as other:
-                assert not await held.fetchval("SELECT pg_is_in_recovery()")
-                await demoted(old, held)
-                with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
-                    await held.execute("CREATE TABLE refused ()")
-                assert connector.is_closed(held)  # and so are its siblings, at once
-                assert connector.is_closed(other)
-            with pytest.raises(NoBackendsOnlineError, match="role='primary' is wanted"):
-                await pool.claim(timeout=0.1)
-            new.promote()
-            async with pool.claim() as connection:
-                await connection.execute("CREATE TABLE accepted ()")
-                assert connection._addr[0] == new.host
-
-    with cluster(2) as (old, new):
-        run_real(lambda: main(old, new))
-
-
-def test_a_health_check_notices_a_demotion(run_real, application):
-    async def main(server):
-        connector = connector_for(application, role="primary")
-        async with connected(connector, server) as one, connected(connector, server) as other:
-            await connector.validate(one)
-            await demoted(server, other)
-            await demoted(server, one)
-            with pytest.raises(BackendUnfitError, match="refuses writes"):
-                await connector.validate(one)
-            assert connector.is_closed(one)
-            assert connector.is_closed(other)
-
-    with PostgresServer() as server:
-        run_real(lambda: main(server))
-
-
-def test_a_promoted_replica_is_found_to_be_none_any_more(run_real, application):
-    async def main(primary, standby):
-        replicas = connector_for(application, role="replica")
-        primaries = connector_for(application, role="primary")
-        with pytest.raises(BackendUnfitError, match="accepts writes") as caught:
-            await replicas.connect(at(primary))
-        assert caught.value.max_backoff == 0.5
-        with pytest.raises(BackendUnfitError, match="refuses writes"):
-            await primaries.connect(at(standby))
-        async with connected(replicas, standby) as one, connected(replicas, standby) as other:
-            assert not replicas.needs_recycle(one, Outcome.CLEAN)
-            await replicas.validate(one)
-            standby.promote()
-            await one.execute("SELECT 1")
-            assert replicas.needs_recycle(one, Outcome.CLEAN)
-            with pytest.raises(BackendUnfitError):
-                await replicas.on_recycle(one, Outcome.CLEAN)
-            assert replicas.is_closed(one)
-            assert replicas.is_closed(other)
-            async with connected(primaries, standby) as connection:
-                await connection.execute("CREATE TABLE accepted ()")
-
-    with cluster(2) as (primary, standby):
-        run_real(lambda: main(primary, standby))
-
-
-def test_a_pool_for_writing_and_one_for_reading_share_a_resolver(run_real, application):
-    async def main(servers):
-        resolver = FixedResolver([Backend(f"db{i}", one.host, one.port) for i, one in enumerate(servers)])
-        policy = Policy(max_slots=4, spares_wanted=1)
-        writers = Pool("writers", resolver, connector_for(application, role="primary"), policy)
-        readers = Pool("readers", resolver, connector_for(application, role="replica"), policy)
-        async with writers, readers:
-            for _ in range(4):
-                async with writers.claim() as writer, readers.claim() as reader:
-                    assert not await writer.fetchval("SELECT pg_is_in_recovery()")
-                    assert await reader.fetchval("SELECT pg_is_in_recovery()")
-        for server in servers:
-            await gone(server, application)
-
-    with cluster(2) as servers:
-        run_real(lambda: main(servers))

@@ -443,18 +443,6 @@ def test_a_session_that_the_server_has_ended_is_noticed_without_a_round_trip(run
     run_real(main)
 
 
-def test_the_servers_farewell_is_enough_to_know(run_real, server):
-    async def main():
-        connector = as_superuser()
-        connection = await connector.connect(at(server))
-        server.sql(f"SELECT pg_terminate_backend({pid(connection)})")
-        await eventually(lambda: not connection.seems_open())
-        assert connector.is_closed(connection)
-        connector.abort(connection)
-
-    run_real(main)
-
-
 def test_news_of_another_kind_does_not_close_a_connection(run_real, server):
     async def main():
         connector = as_superuser()

@@ -71,6 +71,13 @@ def process_of(connection):
     )
 
 
+async def write_in_vain(connection):
+    """Have the connector believe that the server refuses writes."""
+    await connection.execute("SET default_transaction_read_only = on")
+    with pytest.raises(ReadOnly):
+        await connection.execute("CREATE TABLE things (id int)")
+
+
 @pytest.mark.parametrize("kind", [AsyncpgConnector, PsycopgConnector])
 def test_a_loss_noted_while_postgresql_is_asked_is_not_forgotten_over_the_answer(run_real, server, kind):
     backend = Backend("db", server.host, server.port)
@@ -81,9 +88,7 @@ def test_a_loss_noted_while_postgresql_is_asked_is_not_forgotten_over_the_answer
         with frozen(process_of(slow)):
             check = asyncio.ensure_future(connector.validate(slow))
             await asyncio.sleep(0)
-            await quick.execute("SET default_transaction_read_only = on")
-            with pytest.raises(ReadOnly):
-                await quick.execute("CREATE TABLE things (id int)")
+            await write_in_vain(quick)
         with pytest.raises(BackendUnfitError):
             await check
         assert connector.is_closed(slow)
@@ -103,9 +108,7 @@ def test_a_loss_noted_while_on_connect_is_awaited_is_the_reason_why_there_is_no_
 
         async def lose(_):
             if other is not None:
-                await other.execute("SET default_transaction_read_only = on")
-                with pytest.raises(ReadOnly):
-                    await other.execute("CREATE TABLE things (id int)")
+                await write_in_vain(other)
 
         connector = kind(user="postgres", database="postgres", role="primary", on_connect=lose)
         other = await connector.connect(backend)

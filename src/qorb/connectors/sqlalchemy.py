@@ -32,10 +32,11 @@ except ImportError as _error:
 
 if TYPE_CHECKING:
     import ssl as tls
+    from collections.abc import Callable
 
     from sqlalchemy import URL
     from sqlalchemy.engine import ExceptionContext
-    from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+    from sqlalchemy.engine.interfaces import Dialect
 
     from qorb.backend import Backend
     from qorb.credentials import Credential, Secret
@@ -175,11 +176,7 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
     async def validate(self, connection: ConnectionPoolEntry) -> None:
         """Raise ConnectError when the connection does not answer. Cancelled, it must be closed: an answer may come."""
         entry = cast("Entry", connection)
-        try:
-            await greenlet_spawn(self._dialect.do_ping, _dbapi(entry))
-        except Exception as error:  # noqa: BLE001 - drivers raise what they like
-            told = connect_error("asking the server for a sign of life failed", error, entry.backend.name)
-            raise told from told.__cause__
+        await _ask("asking the server for a sign of life", self._dialect.do_ping, entry)
 
     async def on_acquire(self, connection: ConnectionPoolEntry) -> None:
         """With pool_pre_ping do as validate() does. Cancellation passes."""
@@ -191,11 +188,7 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
         if outcome is not Outcome.CLEAN:
             await super().on_recycle(connection, outcome)
         entry = cast("Entry", connection)
-        try:
-            await greenlet_spawn(self._dialect.do_rollback, _dbapi(entry))
-        except Exception as error:  # noqa: BLE001 - drivers raise what they like
-            told = connect_error("rolling back failed", error, entry.backend.name)
-            raise told from told.__cause__
+        await _ask("rolling back", self._dialect.do_rollback, entry)
         if has_transaction(entry.driver_connection):
             raise ConnectError("a transaction was begun behind SQLAlchemy's back and is open", entry.backend.name)
 
@@ -263,10 +256,15 @@ def _checked_url(url: str | URL) -> URL:
     return made
 
 
-def _dbapi(entry: Entry) -> DBAPIConnection:
+async def _ask(what: str, ask: Callable[[Any], object], entry: Entry) -> None:
+    """Have SQLAlchemy ask something of the server. Raises ConnectError that says what."""
     if entry.dbapi_connection is None:
         raise ConnectError("the connection is closed", entry.backend.name)
-    return entry.dbapi_connection
+    try:
+        await greenlet_spawn(ask, entry.dbapi_connection)
+    except Exception as error:  # noqa: BLE001 - drivers raise what they like
+        told = connect_error(f"{what} failed", error, entry.backend.name)
+        raise told from told.__cause__
 
 
 def _told(what: str, error: Exception, backend: Backend, secrets: tuple[Secret | None, ...]) -> ConnectError:

@@ -1,23 +1,26 @@
-"""PsycopgConnector at a PostgreSQL primary and its standby: which of them is used, and what happens as that changes."""
+"""Connectors at a PostgreSQL primary and its standby: which of them is used, and what happens as that changes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 
+import asyncpg
 import psycopg
 import pytest
 
 from qorb import Backend, Policy, Pool
 from qorb._demo.postgres import cluster
 from qorb.connector import Outcome
+from qorb.connectors.asyncpg import AsyncpgConnector
 from qorb.connectors.psycopg import PsycopgConnector
 from qorb.errors import AllClaimsUsedError, BackendUnfitError, NoBackendsOnlineError
 from qorb.resolvers import FixedResolver
 from qorb.testing import assert_nothing_left
 from tests.connectors.peers import eventually
 
-ReadOnly = psycopg.errors.ReadOnlySqlTransaction
+ReadOnly = (asyncpg.ReadOnlySQLTransactionError, psycopg.errors.ReadOnlySqlTransaction)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +44,31 @@ def at(server):
     return Backend(server.address, server.host, server.port)
 
 
-def connector_for(role, **options):
-    return PsycopgConnector(user="postgres", database="postgres", role=role, **options)
+@pytest.fixture(params=[AsyncpgConnector, PsycopgConnector])
+def connector_for(request):
+    """Makes connectors of one of the drivers, given the role."""
+    return lambda role, **options: request.param(user="postgres", database="postgres", role=role, **options)
 
 
-def pool_of(servers, role, *, resolver=None, connector=None, **policy):
-    policy = {"spares_wanted": 3, "max_slots": 6, "health_interval": 3600.0, **policy}
-    resolver = resolver or FixedResolver([at(server) for server in servers])
-    return Pool(role, resolver, connector or connector_for(role), Policy(**policy))
+@pytest.fixture
+def pool_of(connector_for):
+    def make(servers, role, *, resolver=None, **policy):
+        policy = {"spares_wanted": 3, "max_slots": 6, "health_interval": 3600.0, **policy}
+        resolver = resolver or FixedResolver([at(server) for server in servers])
+        return Pool(role, resolver, connector_for(role), Policy(**policy))
+
+    return make
+
+
+@contextlib.asynccontextmanager
+async def connected(connector, *servers):
+    connections = [await connector.connect(at(server)) for server in servers]
+    try:
+        yield connections[0] if len(connections) == 1 else connections
+    finally:
+        for connection in connections:
+            connector.abort(connection)
+        await asyncio.sleep(0)
 
 
 async def write(connection):
@@ -65,7 +85,7 @@ async def write_until_refused(connection, *, in_transaction=False):
 async def write_somewhere(pool):
     async with pool.claim() as connection:
         await write(connection)
-        return connection.info.hostaddr
+        return await place(connection)
 
 
 async def write_somewhere_until_refused(pool):
@@ -74,29 +94,33 @@ async def write_somewhere_until_refused(pool):
 
 
 async def value(connection, query):
+    if isinstance(connection, asyncpg.Connection):
+        return await connection.fetchval(query)
     return (await (await connection.execute(query)).fetchone())[0]
 
 
-def test_only_servers_that_have_the_role_are_used(run_real, pair):
+place = functools.partial(value, query="SELECT host(inet_server_addr())")
+
+
+def test_only_servers_that_have_the_role_are_used(run_real, pair, connector_for):
     primary, standby = pair
 
     async def main():
         for role, fit, unfit in (("primary", primary, standby), ("replica", standby, primary)):
             connector = connector_for(role)
-            connection = await connector.connect(at(fit))
-            await connector.validate(connection)
-            await connector.close(connection)
+            async with connected(connector, fit) as connection:
+                await connector.validate(connection)
             with pytest.raises(BackendUnfitError, match=f"role='{role}' is wanted") as caught:
                 await connector.connect(at(unfit))
             assert caught.value.max_backoff <= 0.5
         connector = connector_for("any")
-        for server in pair:
-            await connector.close(await connector.connect(at(server)))
+        async with connected(connector, *pair):
+            pass
 
     run_real(main)
 
 
-def test_two_pools_share_a_resolver_and_each_takes_its_own_servers(run_real, pair):
+def test_two_pools_share_a_resolver_and_each_takes_its_own_servers(run_real, pair, pool_of):
     async def main():
         resolver = FixedResolver([at(server) for server in pair])
         async with (
@@ -106,8 +130,7 @@ def test_two_pools_share_a_resolver_and_each_takes_its_own_servers(run_real, pai
             for _ in range(8):
                 async with primaries.claim() as connection, replicas.claim() as other:
                     await write(connection)
-                    assert connection.info.port == other.info.port
-                    assert (connection.info.hostaddr, other.info.hostaddr) == tuple(one.host for one in pair)
+                    assert (await place(connection), await place(other)) == tuple(one.host for one in pair)
                     with pytest.raises(ReadOnly):
                         await write(other)
         assert_nothing_left(primaries)
@@ -116,21 +139,20 @@ def test_two_pools_share_a_resolver_and_each_takes_its_own_servers(run_real, pai
     run_real(main)
 
 
-def test_a_reset_works_on_a_replica(run_real, pair):
+def test_a_reset_works_on_a_replica(run_real, pair, connector_for):
     _, standby = pair
 
     async def main():
         connector = connector_for("replica", reset="always")
-        connection = await connector.connect(at(standby))
-        for outcome in (Outcome.CLEAN, Outcome.ERROR, Outcome.CANCELLED):
-            await connector.on_recycle(connection, outcome)
-        await connector.close(connection)
+        async with connected(connector, standby) as connection:
+            for outcome in (Outcome.CLEAN, Outcome.ERROR, Outcome.CANCELLED):
+                await connector.on_recycle(connection, outcome)
 
     run_real(main)
 
 
 def test_the_first_write_that_is_refused_takes_all_connections_to_a_demoted_primary_out_of_service(
-    run_real, pair, demoted
+    run_real, pair, demoted, pool_of
 ):
     primary, _ = pair
 
@@ -155,24 +177,22 @@ def test_the_first_write_that_is_refused_takes_all_connections_to_a_demoted_prim
     run_real(main)
 
 
-def test_a_demotion_is_noticed_in_a_transaction_too(run_real, pair, demoted):
+def test_a_demotion_is_noticed_in_a_transaction_too(run_real, pair, demoted, connector_for):
     primary, _ = pair
 
     async def main():
         connector = connector_for("primary")
-        mine, other = await connector.connect(at(primary)), await connector.connect(at(primary))
-        demoted()
-        with pytest.raises(ReadOnly):
-            await write_until_refused(mine, in_transaction=True)
-        assert connector.is_closed(mine)
-        assert connector.is_closed(other)
-        for connection in (mine, other):
-            connector.abort(connection)
+        async with connected(connector, primary, primary) as (mine, other):
+            demoted()
+            with pytest.raises(ReadOnly):
+                await write_until_refused(mine, in_transaction=True)
+            assert connector.is_closed(mine)
+            assert connector.is_closed(other)
 
     run_real(main)
 
 
-def test_a_demotion_is_noticed_by_health_checks(run_real, pair, demoted):
+def test_a_demotion_is_noticed_by_health_checks(run_real, pair, demoted, pool_of):
     async def main():
         async with pool_of(pair, "primary", health_interval=0.05, spread=0.0) as pool:
             await pool.ready()
@@ -184,93 +204,104 @@ def test_a_demotion_is_noticed_by_health_checks(run_real, pair, demoted):
     run_real(main)
 
 
-def test_a_demotion_that_the_server_reports_with_an_answer_is_noticed_at_the_release(run_real, pair, demoted):
+def test_a_demotion_that_the_server_reports_with_an_answer_is_noticed_at_the_release(
+    run_real, pair, demoted, connector_for
+):
     primary, _ = pair
 
     async def main():
         connector = connector_for("primary")
-        connection = await connector.connect(at(primary))
-        demoted()
-        while not connector.needs_recycle(connection, Outcome.CLEAN):
-            await value(connection, "SELECT 1")
-        with pytest.raises(BackendUnfitError):
-            await connector.on_recycle(connection, Outcome.CLEAN)
-        assert connector.is_closed(connection)
-        connector.abort(connection)
+        async with connected(connector, primary) as connection:
+            demoted()
+            while not connector.needs_recycle(connection, Outcome.CLEAN):
+                await value(connection, "SELECT 1")
+            with pytest.raises(BackendUnfitError):
+                await connector.on_recycle(connection, Outcome.CLEAN)
+            assert connector.is_closed(connection)
 
     run_real(main)
 
 
-@pytest.mark.parametrize("way", ["BEGIN READ ONLY", "read_only", "SET TRANSACTION READ ONLY"])
-def test_a_transaction_that_is_read_only_by_itself_is_no_demotion(run_real, pair, way):
+@pytest.mark.parametrize("ways", [["BEGIN READ ONLY"], ["BEGIN", "SET TRANSACTION READ ONLY"]])
+def test_a_transaction_that_is_read_only_by_itself_is_no_demotion(run_real, pair, ways, connector_for):
     primary, _ = pair
 
-    async def fail(connection):
-        if way == "read_only":
+    async def main():
+        connector = connector_for("primary")
+        async with connected(connector, primary, primary) as (mine, other):
+            for way in ways:
+                await mine.execute(way)
+            with pytest.raises(ReadOnly):
+                await write(mine)
+            assert not connector.is_closed(mine)
+            assert connector.needs_recycle(mine, Outcome.CLEAN)
+            await connector.on_recycle(mine, Outcome.CLEAN)
+            assert not connector.needs_recycle(mine, Outcome.CLEAN)
+            assert not connector.is_closed(other)
+            await write(mine)
+
+    run_real(main)
+
+
+def test_psycopgs_own_read_only_is_no_demotion(run_real, pair):
+    primary, _ = pair
+
+    async def main():
+        connector = PsycopgConnector(user="postgres", database="postgres", role="primary")
+        async with connected(connector, primary) as connection:
             await connection.set_read_only(True)
-            async with connection.transaction():
-                await write(connection)
-        await connection.execute("BEGIN" if way.startswith("SET") else way)
-        if way.startswith("SET"):
-            await connection.execute(way)
-        await write(connection)
-
-    async def main():
-        connector = connector_for("primary")
-        mine, other = await connector.connect(at(primary)), await connector.connect(at(primary))
-        with pytest.raises(ReadOnly):
-            await fail(mine)
-        assert not connector.is_closed(mine)
-        assert not connector.is_closed(other)
-        assert connector.needs_recycle(mine, Outcome.CLEAN)
-        await connector.on_recycle(mine, Outcome.CLEAN)
-        assert not connector.needs_recycle(mine, Outcome.CLEAN)
-        assert not connector.is_closed(other)
-        await write(mine)
-        for connection in (mine, other):
-            await connector.close(connection)
-
-    run_real(main)
-
-
-def test_a_session_that_was_set_to_read_only_is_set_back(run_real, pair):
-    primary, _ = pair
-
-    async def main():
-        connector = connector_for("primary")
-        connection = await connector.connect(at(primary))
-        await connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
-        assert connector.needs_recycle(connection, Outcome.CLEAN)
-        await connector.on_recycle(connection, Outcome.CLEAN)
-        assert not connector.needs_recycle(connection, Outcome.CLEAN)
-        assert not connector.is_closed(connection)
-        await write(connection)
-        await connector.close(connection)
-
-    run_real(main)
-
-
-def test_a_server_that_reports_nothing_is_asked_after_a_write_was_refused(run_real, pair, demoted, monkeypatch):
-    primary, _ = pair
-
-    async def main():
-        connector = connector_for("primary")
-        connection = await connector.connect(at(primary))
-        monkeypatch.setattr(type(connection), "reported_read_only", lambda self: None)  # as before PostgreSQL 14
-        demoted()
-        with pytest.raises(ReadOnly):
-            await write_until_refused(connection)
-        assert not connector.is_closed(connection)
-        assert connector.needs_recycle(connection, Outcome.CLEAN)
-        with pytest.raises(BackendUnfitError):
+            with pytest.raises(ReadOnly):
+                await write_until_refused(connection, in_transaction=True)
+            assert not connector.is_closed(connection)
             await connector.on_recycle(connection, Outcome.CLEAN)
-        assert connector.is_closed(connection)
-        connector.abort(connection)
+            assert not connector.needs_recycle(connection, Outcome.CLEAN)
+            await write(connection)
 
     run_real(main)
 
 
-def test_a_pool_of_primaries_follows_a_failover(run_real):
+@pytest.mark.parametrize(
+    "statement",
+    ["SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "SET default_transaction_read_only = on"],
+)
+def test_a_session_that_was_set_to_read_only_is_set_back(run_real, pair, statement, connector_for):
+    primary, _ = pair
+
+    async def main():
+        connector = connector_for("primary")
+        async with connected(connector, primary) as connection:
+            await connection.execute(statement)
+            assert connector.needs_recycle(connection, Outcome.CLEAN)
+            await connector.on_recycle(connection, Outcome.CLEAN)
+            assert not connector.needs_recycle(connection, Outcome.CLEAN)
+            assert not connector.is_closed(connection)
+            await write(connection)
+
+    run_real(main)
+
+
+def test_a_server_that_reports_nothing_to_psycopg_is_asked_after_a_write_was_refused(
+    run_real, pair, demoted, monkeypatch
+):
+    primary, _ = pair
+
+    async def main():
+        connector = PsycopgConnector(user="postgres", database="postgres", role="primary")
+        async with connected(connector, primary) as connection:
+            monkeypatch.setattr(type(connection), "reported_read_only", lambda self: None)  # as before PostgreSQL 14
+            demoted()
+            with pytest.raises(ReadOnly):
+                await write_until_refused(connection)
+            assert not connector.is_closed(connection)
+            assert connector.needs_recycle(connection, Outcome.CLEAN)
+            with pytest.raises(BackendUnfitError):
+                await connector.on_recycle(connection, Outcome.CLEAN)
+            assert connector.is_closed(connection)
+
+    run_real(main)
+
+
+def test_a_pool_of_primaries_follows_a_failover(run_real, pool_of):
     async def main():
         with cluster(2) as (old, new):
             old.sql("CREATE TABLE things (id int)")
@@ -294,7 +325,7 @@ def test_a_pool_of_primaries_follows_a_failover(run_real):
                         await value(one, "SELECT 1")
                         await value(other, "SELECT 1")
                 async with replicas.claim() as connection:
-                    assert connection.info.hostaddr == old.host
+                    assert await place(connection) == old.host
             assert_nothing_left(primaries)
             assert_nothing_left(replicas)
 
