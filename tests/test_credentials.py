@@ -114,6 +114,26 @@ def test_an_error_that_quotes_a_secret_or_is_chained_to_one_that_does_is_told_al
     assert CANARY not in "".join(traceback.format_exception(told)) + caplog.text
 
 
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [
+        ("correct  horse", "refused: correct  horse"),
+        ("correct\nhorse", "refused: correct\nhorse"),
+        ("correct horse battery", "x" * 480 + "correct horse battery"),
+    ],
+)
+def test_a_secret_is_not_told_either_where_the_text_is_put_into_one_short_line(secret, text):
+    told = connect_error("connecting", ValueError(text), "b0", [Secret(secret)])
+    assert "correct" not in str(told)
+    assert "ValueError: " in str(told)
+
+
+def test_an_error_with_a_note_that_quotes_a_secret_is_told_alone():
+    error = OSError("refused")
+    error.add_note(f"with {CANARY}")
+    assert connect_error("connecting", error, "b0", [Secret(CANARY)]).__cause__ is None
+
+
 def test_pauses_that_are_none_are_none():
     assert ConnectError("x", min_backoff=float("nan")).min_backoff == 0.0
     assert ConnectError("x", min_backoff=-1.0).min_backoff == 0.0

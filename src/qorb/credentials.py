@@ -5,6 +5,7 @@ For connectors. Credentials live in the connector alone; what a driver raises ma
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from typing import TYPE_CHECKING, TypeAlias
@@ -117,11 +118,19 @@ def connect_error(
     `from` its own cause.
     """
     secrets = tuple(secrets)
-    told = ConnectError(
-        f"{what}: {without(describe(error), secrets)}", backend, min_backoff=min_backoff, max_backoff=max_backoff
-    )
+    text = f"{what}: {_described(error, secrets)}"
+    told = ConnectError(text, backend, min_backoff=min_backoff, max_backoff=max_backoff)
     told.__cause__ = error if _is_free_of(error, secrets) else None
     return told
+
+
+def _described(error: BaseException, secrets: tuple[Secret | None, ...]) -> str:
+    """Describe the error, with *** for the secrets: before its text is cut and put into one line, and after that."""
+    with contextlib.suppress(Exception):  # a broken __str__ is user code too
+        text = str(error)
+        if (rest := without(text, secrets)) != text:
+            error = type(type(error).__name__, (Exception,), {})(rest)
+    return without(describe(error), secrets)
 
 
 def _is_free_of(error: BaseException, secrets: tuple[Secret | None, ...]) -> bool:
@@ -130,7 +139,7 @@ def _is_free_of(error: BaseException, secrets: tuple[Secret | None, ...]) -> boo
     while link is not None and id(link) not in seen:
         seen.add(id(link))
         try:
-            text = f"{link} {link!r}"
+            text = f"{link} {link!r} {getattr(link, '__notes__', '')}"
         except Exception:  # noqa: BLE001 - a broken __str__ is user code too
             return False
         if without(text, secrets) != text:

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import typing
 
 import pytest
 import redis
 
-from qorb import Backend
+import qorb.connectors.asyncpg
+import qorb.connectors.psycopg
+import qorb.connectors.redis
+from qorb import Backend, Policy, Pool
+from qorb._demo.postgres import PostgresServer
 from qorb.connectors.asyncpg import AsyncpgConnector
+from qorb.connectors.blocking import BlockingConnector
 from qorb.connectors.psycopg import PsycopgConnector
 from qorb.connectors.redis import RedisConnector
 from qorb.connectors.sqlalchemy import SqlAlchemyConnector
 from qorb.errors import ConnectError
-from tests.connectors.peers import receive, send
+from qorb.resolvers import FixedResolver
+from tests.connectors.peers import eventually, receive, send
+
+CANARY = "canary-4711"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with PostgresServer() as server:
+        server.sql(f"CREATE ROLE app LOGIN PASSWORD '{CANARY}'")
+        server.allow("host all app samehost scram-sha-256")
+        yield server
+
+
+def of_postgres(kind, **options):
+    return kind(**{"user": "postgres", "database": "postgres", **options})
+
+
+def pool_of(server, connector):
+    return Pool("db", FixedResolver([server.address]), connector, Policy(spares_wanted=1, max_slots=1))
 
 
 def over_sqlalchemy(user, **options):
@@ -78,3 +104,98 @@ def test_an_error_of_redis_that_quotes_the_password_is_no_cause_that_is_shown(ru
     assert "canary" not in str(error)
     assert error.__cause__ is None
     assert error.__suppress_context__
+
+
+# Hooks, and classes that are derived.
+
+
+@pytest.mark.parametrize("kind", [AsyncpgConnector, PsycopgConnector])
+def test_the_hooks_and_the_methods_of_a_derived_class_are_awaited_once_each(run_real, server, kind):
+    called = []
+
+    class Derived(kind):
+        async def on_acquire(self, connection):
+            await super().on_acquire(connection)
+            await connection.execute("SET lock_timeout = 98")
+            called.append("derived")
+
+    async def on_connect(connection):
+        await connection.execute("SET lock_timeout = 97")
+        called.append("connect")
+
+    async def on_acquire(connection):
+        await connection.execute("SET lock_timeout = 99")
+        called.append("hook")
+
+    async def main():
+        connector = of_postgres(Derived, on_connect=on_connect, on_acquire=on_acquire)
+        async with pool_of(server, connector) as pool:
+            for _ in range(2):
+                async with pool.claim():
+                    pass
+
+    run_real(main)
+    assert called == ["connect", "hook", "derived", "hook", "derived"]
+
+
+@pytest.mark.parametrize("kind", [AsyncpgConnector, PsycopgConnector])
+def test_a_hook_that_fails_is_named_shows_no_secret_and_leaves_no_session(run_real, server, kind):
+    async def on_connect(connection):
+        raise LookupError(f"no such type, with {CANARY}")
+
+    async def main():
+        connector = of_postgres(kind, user="app", password=CANARY, application_name="hooks", on_connect=on_connect)
+        with pytest.raises(
+            ConnectError, match=r"^on_connect failed: LookupError: no such type, with \*\*\*$"
+        ) as caught:
+            await connector.connect(Backend.parse(server.address))
+        assert caught.value.__cause__ is None
+        assert caught.value.backend == server.address
+        await asyncio.sleep(0)
+        await eventually(lambda: server.sessions("hooks") == 0)
+
+    run_real(main)
+
+
+async def ask(connection):
+    await connection.execute("SELECT 1")
+
+
+async def ask_on_its_thread(connection):
+    await connection.run(sqlite3.Connection.execute, "SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "use"),
+    [
+        (AsyncpgConnector, {"user": "postgres", "database": "postgres"}, ask),
+        (PsycopgConnector, {"user": "postgres", "database": "postgres"}, ask),
+        (
+            BlockingConnector,
+            {"connect": lambda _: sqlite3.connect(":memory:"), "needs_recycle": lambda raw: raw.in_transaction},
+            ask_on_its_thread,
+        ),
+    ],
+)
+def test_an_on_recycle_of_a_derived_class_runs_after_every_claim(run_real, server, kind, options, use):
+    recycled = []
+
+    class Derived(kind):
+        async def on_recycle(self, connection, outcome):
+            await super().on_recycle(connection, outcome)
+            recycled.append(outcome)
+
+    async def main():
+        async with pool_of(server, Derived(**options)) as pool:
+            for claims in (1, 2):
+                async with pool.claim() as connection:
+                    await use(connection)
+                await eventually(lambda: len(recycled) == claims)  # noqa: B023 - it is awaited at once
+
+    run_real(main)
+
+
+@pytest.mark.parametrize("module", [qorb.connectors.asyncpg, qorb.connectors.psycopg, qorb.connectors.redis])
+def test_the_type_of_a_role_is_there_for_annotations(module):
+    assert "Role" in module.__all__
+    assert typing.get_args(module.Role) == ("primary", "replica", "any")

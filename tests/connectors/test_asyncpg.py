@@ -584,39 +584,6 @@ def test_a_setting_stays_for_the_next_claim_unless_it_is_always_reset(run_real, 
     run_real(lambda: main("always", "2MB"))
 
 
-def test_the_hooks_get_each_new_connection_and_each_that_is_claimed(run_real, server, application):
-    called = []
-
-    async def on_connect(connection):
-        called.append(("connect", await connection.fetchval("SELECT 1")))
-
-    async def on_acquire(connection):
-        called.append(("acquire", await connection.fetchval("SELECT 2")))
-
-    async def main():
-        connector = connector_for(application, on_connect=on_connect, on_acquire=on_acquire)
-        async with pool_over([server], connector, max_slots=1) as pool:
-            for _ in range(2):
-                async with pool.claim():
-                    pass
-
-    run_real(main)
-    assert called == [("connect", 1), ("acquire", 2), ("acquire", 2)]
-
-
-def test_a_hook_that_fails_leaves_no_session(run_real, server, application):
-    async def on_connect(connection):
-        raise LookupError("no such type")
-
-    async def main():
-        with pytest.raises(LookupError):
-            await connector_for(application, on_connect=on_connect).connect(at(server))
-        await asyncio.sleep(0)
-        await gone(server, application)
-
-    run_real(main)
-
-
 # Ends.
 
 

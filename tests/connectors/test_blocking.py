@@ -615,6 +615,23 @@ def test_a_call_that_never_returns_is_named_by_terminate_and_its_connection_clos
     run_real(main)
 
 
+def test_a_connection_whose_claim_was_lost_is_not_used_again(run_real):
+    async def main():
+        driver = Driver()
+        async with pool_of(BlockingConnector(driver.connect)) as pool:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                kept = (await pool.claim()).connection  # it goes on being used
+                gc.collect()
+            async with pool.claim() as connection:
+                assert connection is not kept
+            with pytest.raises(ConnectError, match="is closed"):
+                await kept.run(Raw.use)
+        driver.assert_all_closed()
+
+    run_real(main)
+
+
 def test_a_detached_connection_takes_its_thread_along(run_real):
     async def main():
         gate, driver = Gate(), Driver()

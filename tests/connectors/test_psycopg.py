@@ -698,43 +698,13 @@ def test_a_check_that_is_cancelled_does_not_wait_for_the_server(run_real, server
 # Hooks.
 
 
-def test_the_hooks_are_awaited_with_new_connections_and_before_claims(run_real, server):
+def test_a_hook_that_leaves_a_transaction_open_fails_the_connect(run_real, server):
     async def main():
-        seen = []
-
-        async def connected(connection):
-            await connection.execute("SET timezone = 'Asia/Tokyo'")
-            seen.append("connect")
-
-        async def acquired(connection):
-            await connection.execute("SET lock_timeout = 99")
-            seen.append("acquire")
-
-        connector = as_superuser(on_connect=connected, on_acquire=acquired)
-        async with pool_of(server, connector) as pool:
-            for _ in range(2):
-                async with pool.claim() as connection:
-                    assert await value(connection, "SHOW timezone") == "Asia/Tokyo"
-                    assert await value(connection, "SHOW lock_timeout") == "99ms"
-        assert seen == ["connect", "acquire", "acquire"]
-
-    run_real(main)
-
-
-def test_a_hook_that_fails_or_leaves_a_transaction_open_fails_the_connect(run_real, server):
-    async def main():
-        async def fail(connection):
-            raise ValueError(f"not with {CANARY}")
-
         async def begin(connection):
             await connection.execute("BEGIN")
 
-        for hook, text in ((fail, r"^on_connect failed: ValueError: not with \*\*\*$"), (begin, "transaction open")):
-            connector = PsycopgConnector(
-                user="app", password=CANARY, database="postgres", application_name="hooks", on_connect=hook
-            )
-            with pytest.raises(ConnectError, match=text):
-                await connector.connect(at(server))
+        with pytest.raises(ConnectError, match="transaction open"):
+            await as_superuser(application_name="hooks", on_connect=begin).connect(at(server))
         await eventually(lambda: server.sessions("hooks") == 0)
 
     run_real(main)

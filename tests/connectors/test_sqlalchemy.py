@@ -654,7 +654,7 @@ def guarded():
     """A server that wants passwords, and has TLS for those who ask."""
     with PostgresServer() as server:
         server.sql("CREATE USER app PASSWORD 'open sesame'", writing=True)
-        server.allow("host all app samehost scram-sha-256")
+        server.allow("host all app,shopper samehost scram-sha-256")
         yield server
 
 
@@ -685,7 +685,7 @@ def test_a_refused_login_is_not_tried_again_soon_and_shows_no_password(run_real,
     caplog.set_level(logging.DEBUG)
 
     async def main():
-        url = f"postgresql+{driver}://app:{secret}@/postgres"
+        url = f"postgresql+{driver}://shopper:{secret}@/postgres"
         connector = SqlAlchemyConnector(url, echo_pool="debug")
         pool = make_pool(guarded, connector, Policy(claim_timeout=0.5))
         engine = create_engine_over(pool)
@@ -698,6 +698,51 @@ def test_a_refused_login_is_not_tried_again_soon_and_shows_no_password(run_real,
         texts = [repr(connector), repr(engine), str(engine.url), repr(pool), repr(vars(connector))]
         texts += [str(refused.value), str(caught.value), repr(caught.value.__cause__), caplog.text]
         assert not [one for one in texts if secret in one]
+        assert 'user "shopper"' in str(refused.value)
+        assert refused.value.__cause__ is not None
+
+    run_real(main)
+
+
+def test_a_password_that_was_refused_is_not_tried_at_the_next_address(run_real, guarded, driver, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", of_two_addresses)
+
+    async def main():
+        connector = SqlAlchemyConnector(f"postgresql+{driver}://app:wrong@/postgres")
+        before = guarded.log.count("password authentication failed")
+        with pytest.raises(ConnectError, match="authentication failed") as refused:
+            await connector.connect(Backend("db", "db.test", guarded.port))
+        assert refused.value.min_backoff >= 5.0
+        assert guarded.log.count("password authentication failed") == before + 1
+
+    run_real(main)
+
+
+def of_two_addresses(host, port, **_options):
+    if host == "db.test" and not _options.get("flags"):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
+    raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+
+def test_what_failed_at_each_address_is_told(run_real, server, driver, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", of_two_addresses)
+
+    async def main():
+        connector = SqlAlchemyConnector(f"postgresql+{driver}://postgres@/postgres")
+        with socket.create_server(("127.0.0.3", 0)) as nobody:
+            port = nobody.getsockname()[1]
+        with pytest.raises(ConnectError, match=r"127\.0\.0\.1.*; .*127\.0\.0\.2"):
+            await connector.connect(Backend("db", "db.test", port))
+
+    run_real(main)
+
+
+def test_connecting_leaves_no_task_behind(run_real, server, connector):
+    async def main():
+        entry = await connector.connect(Backend.parse(server.address))
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        await connector.close(entry)
 
     run_real(main)
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+import re
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 from qorb.errors import BackendUnfitError, ConnectError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from qorb.backend import Backend
+
+T = TypeVar("T")
+Failure: TypeAlias = "Callable[[str, Exception], ConnectError]"
 
 Role: TypeAlias = Literal["primary", "replica", "any"]
 """Which servers are wanted: those that accept writes, those that do not, or both."""
 
+Reset: TypeAlias = Literal["when needed", "always"]
+"""After which claims a session is reset: after those that may have left something, or after each."""
+
 READ_ONLY_QUERY = "SELECT pg_catalog.current_setting('transaction_read_only')"
 """Asked outside of a transaction. Whether a server is in recovery says less: one that was demoted in place is not."""
+# libpq tells no SQLSTATE of a login that failed: class 28 has to be known by its words.
+REFUSED_LOGIN = re.compile(
+    r"authentication|pg_hba\.conf|no password supplied|not permitted to log in|role .* does not exist"
+)
 _READY_FOR_QUERY = b"Z\0\0\0\5"
 _ERROR = ord("E")
 _UNASKED = b"ESNA"
@@ -137,6 +148,31 @@ class Overhearing:
                 self.farewell = True
             at += 1 + int.from_bytes(received[at + 1 : at + 5])
         self._rests = at == end
+
+
+def checked_reset(reset: Reset) -> Reset:
+    """Give the setting. Raises ValueError for what is none."""
+    if reset not in get_args(Reset):
+        raise ValueError(f"reset must be 'when needed' or 'always', not {shown(reset)}")
+    return reset
+
+
+def checked_hook(what: str, hook: T) -> T:
+    """Give the function, or None. Raises TypeError naming `what`."""
+    if hook is not None and not callable(hook):
+        raise TypeError(f"{what} must be a coroutine function or None, not {shown(hook)}")
+    return hook
+
+
+async def call_on_connect(hook: Callable[[T], Awaitable[object]], connection: T, failed: Failure) -> None:
+    """Await a user's function for a new connection. Raises ConnectError, made by `failed` for what it raises."""
+    try:
+        await hook(connection)
+    except ConnectError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the user's function may raise anything
+        told = failed("on_connect failed", error)
+        raise told from told.__cause__
 
 
 def libpq_host(backend: Backend) -> str:

@@ -8,12 +8,11 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from qorb.connectors._dialling import DiallingLoop
-from qorb.connectors._postgres import Farewell, libpq_host
+from qorb.connectors._postgres import REFUSED_LOGIN, Farewell, libpq_host
 from qorb.connectors._sockets import addresses_of, server_name
 
 if TYPE_CHECKING:
     import ssl as tls
-    from collections.abc import AsyncIterator
 
     from qorb.backend import Backend
     from qorb.connectors._sockets import Dialler
@@ -23,9 +22,7 @@ _INVALID_AUTHORIZATION = "28"
 """The class of SQLSTATE that a refused login has."""
 
 
-async def ways(
-    driver: str, backend: Backend, dialler: Dialler, context: tls.SSLContext | None
-) -> AsyncIterator[dict[str, Any]]:
+async def ways(driver: str, backend: Backend, dialler: Dialler, context: tls.SSLContext | None) -> list[dict[str, Any]]:
     """Give what to tell a driver so that it connects to a backend, once for each address to try. Raises ConnectError.
 
     A host that is a name is looked up on a thread: a call that is cancelled meanwhile ends when the look-up does.
@@ -34,11 +31,10 @@ async def ways(
         # Under that name also where the URL, or connect_args, ask for TLS.
         loop = DiallingLoop(dialler, backend, server_name(backend))
         options: dict[str, Any] = {"loop": loop, "timeout": None}  # the pool bounds it
-        yield options if context is None else {**options, "ssl": context}
-        return
+        return [options if context is None else {**options, "ssl": context}]
     name = libpq_host(backend)
-    for _, address in await addresses_of(backend):
-        yield {"host": name, "hostaddr": str(address[0])}  # as libpq has it: what is verified, and where to go
+    # As libpq has it: what is verified, and where to go.
+    return [{"host": name, "hostaddr": str(address[0])} for _, address in await addresses_of(backend)]
 
 
 def failed_login(error: BaseException) -> bool:
@@ -49,7 +45,7 @@ def failed_login(error: BaseException) -> bool:
         if isinstance(state, str):
             return state.startswith(_INVALID_AUTHORIZATION)
         link = link.__cause__
-    return "authentication failed" in str(error)
+    return REFUSED_LOGIN.search(str(error)) is not None
 
 
 def has_transaction(driver: Any) -> bool:  # noqa: ANN401 - of either driver

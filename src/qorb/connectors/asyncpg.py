@@ -6,14 +6,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from qorb.connector import Connector, Outcome
 from qorb.connectors._dialling import DiallingLoop
-from qorb.connectors._postgres import READ_ONLY_QUERY, Role, RoleKeeper
+from qorb.connectors._postgres import (
+    READ_ONLY_QUERY,
+    Reset,
+    Role,
+    RoleKeeper,
+    call_on_connect,
+    checked_hook,
+    checked_reset,
+)
 from qorb.connectors._sockets import Dialler, checked_context, server_name
 from qorb.credentials import Credential, Secret, checked, connect_error, revealed_for
 from qorb.errors import ConnectError, shown
@@ -31,7 +40,7 @@ if TYPE_CHECKING:
 
     Hook: TypeAlias = Callable[[asyncpg.Connection], Awaitable[object]]
 
-Reset: TypeAlias = Literal["when needed", "always"]
+__all__ = ["AsyncpgConnector", "Reset", "Role"]
 
 _READ_ONLY = "25006"
 _TOO_MANY = "53300"
@@ -105,11 +114,10 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         self._role = RoleKeeper(role)
         self._settings = _checked_settings(application_name, server_settings)
         self._options = _checked_options(options)
-        if reset not in get_args(Reset):
-            raise ValueError(f"reset must be 'when needed' or 'always', not {shown(reset)}")
-        self._resets_always = reset == "always"
-        self._on_connect = _checked_hook("on_connect", on_connect)
-        if (hook := _checked_hook("on_acquire", on_acquire)) is not None:
+        own = type(self).on_recycle is not AsyncpgConnector.on_recycle
+        self._recycles_always = checked_reset(reset) == "always" or own
+        self._on_connect = checked_hook("on_connect", on_connect)
+        if (hook := checked_hook("on_acquire", on_acquire)) is not None:
             self._call_at_claims(hook)
         self._dialler = Dialler()
         self._known: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
@@ -126,21 +134,21 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         refused asks for a pause of five seconds.
         """
         user = await revealed_for("user", self._user, backend.name)
-        secrets = user, await revealed_for("password", self._password, backend.name)
+        password = await revealed_for("password", self._password, backend.name)
+        secrets = (user, password) if self._hides_user else (password,)
         loop = DiallingLoop(self._dialler, backend, None if self._ssl is None else server_name(backend))
         try:
-            connection = await self._open(backend, loop, *secrets)
+            connection = await self._open(backend, loop, user, password)
         except BaseException as error:
             loop.abort()
             if isinstance(error, Exception) and not isinstance(error, ConnectError):
-                hidden = secrets if self._hides_user else secrets[1:]
-                told = _told(backend, error, hidden, tls=self._ssl is not None)
+                told = _told(backend, error, secrets, tls=self._ssl is not None)
                 raise told from told.__cause__
             raise
         loop.listen_in(connection)
         self._known[connection] = _Known(backend.name, loop, connection.get_settings())
         try:
-            await self._prepare(connection)
+            await self._prepare(connection, secrets)
         except BaseException:
             self.abort(connection)
             raise
@@ -203,9 +211,10 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
     def needs_recycle(self, connection: asyncpg.Connection, outcome: Outcome) -> bool:
         """Say whether anything must be done before the next claim. By what the driver knows; nothing is asked.
 
-        An exception in the claim is no reason by itself: the transaction was rolled back, or is still open.
+        An exception in the claim is no reason by itself: the transaction was rolled back, or is still open. True as
+        well for a subclass with an on_recycle of its own.
         """
-        if outcome is Outcome.CANCELLED or outcome is Outcome.LEAKED or self._resets_always or connection.is_closed():
+        if outcome is Outcome.CANCELLED or outcome is Outcome.LEAKED or self._recycles_always or connection.is_closed():
             return True
         known = self._known[connection]
         return (
@@ -236,14 +245,15 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
             **self._options,
         )
 
-    async def _prepare(self, connection: asyncpg.Connection) -> None:
+    async def _prepare(self, connection: asyncpg.Connection, secrets: tuple[Secret | None, ...]) -> None:
         """Make what is open a connection of the pool's."""
         known = self._known[connection]
         if self._role.matters:
             await self.validate(connection)
             known.loop.tell_errors_to(self._watch(known))
         if self._on_connect is not None:
-            await self._on_connect(connection)
+            failed = functools.partial(connect_error, backend=known.backend, secrets=secrets)
+            await call_on_connect(self._on_connect, connection, failed)
             self._role.confirm(known.backend, known.proof)
         known.callbacks = tuple(map(set, _callbacks(connection)))
 
@@ -317,9 +327,3 @@ def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
         if name not in known:
             raise ValueError(f"options must be arguments of asyncpg.connect(), unlike {shown(name)}")
     return dict(options or {})
-
-
-def _checked_hook(name: str, hook: Hook | None) -> Hook | None:
-    if hook is not None and not callable(hook):
-        raise TypeError(f"{name} must be a coroutine function or None, not {shown(hook)}")
-    return hook

@@ -117,7 +117,7 @@ class BlockingConnector(Connector[BlockingConnection[T]], Generic[T]):
     validate: validate(raw) raises when the connection is bad, for health checks. `recycle` is called after it, so that
         it leaves no transaction open. None: only `is_closed` is asked.
     recycle: recycle(raw, outcome) makes the connection fit for the next claim, or raises to have it closed. By default
-        it rolls back. Not called after a claim that made no call.
+        it rolls back. Not called after a claim that made no call, nor after one that was lost: that closes it.
     needs_recycle: needs_recycle(raw), asked after every call, says whether `recycle` has anything to do; where it has
         not, that way to the thread and back is saved. For sqlite3: `lambda raw: raw.in_transaction`. None: always.
     close: close(raw) ends the connection. By default raw.close().
@@ -145,6 +145,7 @@ class BlockingConnector(Connector[BlockingConnection[T]], Generic[T]):
         self._connect = _checked("connect", connect)
         self._validate = _checked("validate", validate) if validate is not None else None
         self._recycle = _checked("recycle", recycle) if recycle is not None else roll_back
+        self._recycles_always = type(self).on_recycle is not BlockingConnector[Any].on_recycle
         self._needs_recycle = _checked("needs_recycle", needs_recycle) if needs_recycle is not None else None
         self._close = _checked("close", close)
         self._is_closed = _checked("is_closed", is_closed) if is_closed is not None else None
@@ -188,10 +189,12 @@ class BlockingConnector(Connector[BlockingConnection[T]], Generic[T]):
             raise ConnectError("the connection is closed")
 
     async def on_recycle(self, connection: BlockingConnection[T], outcome: Outcome) -> None:
-        """Call `recycle` when the calls of the claim are over. Raises what it raises.
+        """Call `recycle` when the calls of the claim are over. Raises what it raises; ConnectError for a lost claim.
 
         Cancelled, it ends at once, as run() does.
         """
+        if outcome is Outcome.LEAKED:
+            raise ConnectError("the claim was lost, so somebody may still use the connection", connection.backend.name)
         worker, notes = _parts(connection)
         await worker.run(partial(self._make_fit, notes, outcome))
 
@@ -199,13 +202,14 @@ class BlockingConnector(Connector[BlockingConnection[T]], Generic[T]):
         notes.take(self._recycle, (outcome,), {}, raw)
         notes.dirty = False
 
-    def needs_recycle(self, connection: BlockingConnection[T], outcome: Outcome) -> bool:  # noqa: ARG002 - see below
+    def needs_recycle(self, connection: BlockingConnection[T], outcome: Outcome) -> bool:
         """Say whether there is anything to make fit: a call that is not over, or what calls have left behind.
 
-        How the claim ended does not matter: what a call that has returned has left is on the thread, in plain view.
+        How the claim ended does not matter, unless it was lost: what a call that has returned has left is on the
+        thread, in plain view. True as well for a subclass with an on_recycle of its own.
         """
         worker, notes = _parts(connection)
-        return worker.busy or notes.dirty
+        return outcome is Outcome.LEAKED or worker.busy or notes.dirty or self._recycles_always
 
     async def close(self, connection: BlockingConnection[T]) -> None:
         """Have the thread call `close`, after the call under way, and wait until it has ended. Raises what that raises.

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import re
 import traceback
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Generic
 
 from qorb.connector import Connector, Outcome
-from qorb.connectors._postgres import READ_ONLY_QUERY, RoleKeeper, libpq_host
+from qorb.connectors._postgres import (
+    READ_ONLY_QUERY,
+    REFUSED_LOGIN,
+    Reset,
+    Role,
+    RoleKeeper,
+    call_on_connect,
+    checked_hook,
+    checked_reset,
+    libpq_host,
+)
 from qorb.connectors._sockets import addresses_of, shown_address
 from qorb.credentials import Secret, checked, connect_error, revealed_for
 from qorb.errors import ConnectError, shown
@@ -28,13 +38,9 @@ if TYPE_CHECKING:
     from psycopg.rows import AsyncRowFactory
 
     from qorb.backend import Backend
-    from qorb.connectors._postgres import Role
     from qorb.credentials import Credential
 
-__all__ = ["PsycopgConnection", "PsycopgConnector"]
-
-Reset: TypeAlias = Literal["when needed", "always"]
-"""After which claims the session is reset: after those that did not end cleanly, or after each."""
+__all__ = ["PsycopgConnection", "PsycopgConnector", "Reset", "Role"]
 
 R = TypeVar("R", default=TupleRow)
 _logger = logging.getLogger("qorb")
@@ -46,10 +52,6 @@ _RESET = (
     "SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
 )
 _PING = "SELECT 1"
-# libpq tells no SQLSTATE of a login that failed: class 28 has to be known by its words.
-_REFUSED_LOGIN = re.compile(
-    r"authentication|pg_hba\.conf|no password supplied|not permitted to log in|role .* does not exist"
-)
 _AUTHENTICATION_PAUSE = 5.0
 """Seconds to leave a server alone that refused the login, lest it lock the account."""
 
@@ -89,8 +91,6 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         prepare_threshold: int | None = 5,
     ) -> None:
         """Check the settings. Opens nothing."""
-        if reset not in get_args(Reset):
-            raise ValueError(f"reset must be 'when needed' or 'always', not {shown(reset)}")
         self._user = checked("user", user)
         self._hides_user = isinstance(user, Secret)
         self._password = checked("password", password)
@@ -100,9 +100,10 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         if application_name is not None:
             self._parameters["application_name"] = checked_text("application_name", application_name)
         self._keeper = RoleKeeper(role)
-        self._reset = reset
-        self._on_connect = _checked_hook("on_connect", on_connect)
-        if (hook := _checked_hook("on_acquire", on_acquire)) is not None:
+        self._reset = checked_reset(reset)
+        self._recycles_always = reset == "always" or type(self).on_recycle is not PsycopgConnector.on_recycle
+        self._on_connect = checked_hook("on_connect", on_connect)
+        if (hook := checked_hook("on_acquire", on_acquire)) is not None:
             self._call_at_claims(hook)
         self._options: dict[str, Any] = {
             "autocommit": _checked_bool("autocommit", autocommit),
@@ -180,14 +181,9 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         if self._keeper.matters:
             await self._prove(connection)
         if self._on_connect is not None:
-            try:
-                with connection.impatient():
-                    await self._on_connect(connection)
-            except ConnectError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the user's function may raise anything
-                told = connect_error("on_connect failed", error, backend.name, secrets)
-                raise told from told.__cause__
+            failed = functools.partial(connect_error, backend=backend.name, secrets=secrets)
+            with connection.impatient():
+                await call_on_connect(self._on_connect, connection, failed)
             if connection.pgconn.transaction_status != IDLE:
                 raise ConnectError("on_connect has left a transaction open; it must commit what it does", backend.name)
             self._keeper.confirm(connection.backend, connection.proof)
@@ -232,10 +228,13 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         vars(self)["on_acquire"] = on_acquire
 
     def needs_recycle(self, connection: PsycopgConnection[R], outcome: Outcome) -> bool:
-        """Say whether the claim has left anything behind that can be seen from here: no round trip if not."""
+        """Say whether the claim has left anything behind that can be seen from here: no round trip if not.
+
+        True as well for a subclass with an on_recycle of its own.
+        """
         return (
             outcome is not Outcome.CLEAN
-            or self._reset == "always"
+            or self._recycles_always
             or connection.pgconn.transaction_status != IDLE
             or connection.in_use
             or connection.settings() != connection.settled
@@ -305,14 +304,8 @@ def _checked_bool(what: str, value: object) -> bool:
     return value
 
 
-def _checked_hook(what: str, hook: Any) -> Any:  # noqa: ANN401 - given back as it came
-    if hook is not None and not callable(hook):
-        raise TypeError(f"{what} must be a coroutine function or None, not {shown(hook)}")
-    return hook
-
-
 def _failure(error: psycopg.Error, where: str, backend: str, secrets: tuple[Secret | None, ...]) -> ConnectError:
-    if _REFUSED_LOGIN.search(str(error)):
+    if REFUSED_LOGIN.search(str(error)):
         what = f"authentication at {where} failed"
         return connect_error(what, error, backend, secrets, min_backoff=_AUTHENTICATION_PAUSE)
     return connect_error(f"connecting to {where} failed", error, backend, secrets)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from qorb.backend import Backend
 
-__all__ = ["RedisClient", "RedisConnector"]
+__all__ = ["RedisClient", "RedisConnector", "Role"]
 
 _CLIENT_NAME = re.compile("[!-~]{1,512}")
 

@@ -18,7 +18,7 @@ from qorb.connectors._sqlalchemy_drivers import (
     listen,
     ways,
 )
-from qorb.credentials import checked, connect_error, revealed_for
+from qorb.credentials import Secret, checked, connect_error, revealed_for
 from qorb.errors import ConnectError, shown
 from qorb.stats import PoolState
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import Dialect
 
     from qorb.backend import Backend
-    from qorb.credentials import Credential, Secret
+    from qorb.credentials import Credential
     from qorb.pool import Pool
 
 _REFUSED_LOGIN = 5.0
@@ -87,6 +87,7 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
     ) -> None:
         """Check the settings. Opens nothing."""
         told = _checked_url(url)
+        self._hides_user = isinstance(user, Secret)
         self._user = checked("user", told.username if user is None else user)
         self._password = checked("password", told.password if password is None else password)
         self._url = told.set(username=None, password=None)
@@ -123,12 +124,18 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
         user = await revealed_for("user", self._user, backend.name)
         password = await revealed_for("password", self._password, backend.name)
         failures: list[ConnectError] = []
-        async for options in ways(self._dialect.driver, backend, self._dialler, self._ssl):
+        for options in await ways(self._dialect.driver, backend, self._dialler, self._ssl):
             try:
                 return await self._open(backend, options, user, password)
             except ConnectError as error:
                 failures.append(error)
-        raise failures[-1]
+                if error.min_backoff:  # it will not be another password at the next address
+                    break
+        if len(failures) == 1:
+            raise failures[0]
+        raise ConnectError(
+            "; ".join(map(str, failures)), backend.name, min_backoff=failures[-1].min_backoff
+        ) from failures[-1]
 
     async def _open(
         self, backend: Backend, options: dict[str, Any], user: Secret | None, password: Secret | None
@@ -147,7 +154,9 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
             traceback.clear_frames(error.__traceback__)
             if not isinstance(error, Exception):
                 raise
-            told = _told(f"connecting to {backend.host} port {backend.port} failed", error, backend, (user, password))
+            host = options.get("hostaddr", backend.host)
+            secrets = (user, password) if self._hides_user else (password,)
+            told = _told(f"connecting to {host} port {backend.port} failed", error, backend, secrets)
             raise told from told.__cause__
         finally:
             entry.url, entry.options = None, {}
