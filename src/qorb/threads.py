@@ -77,6 +77,7 @@ async def to_thread(function: Callable[..., T], *arguments: object, what: str = 
 
     Nothing can interrupt a thread. So that none goes on using a connection that is closed meanwhile, a call that is
     cancelled raises its CancelledError when the function has returned: bound what that does by a timeout of its own.
+    What it returned is lost then: where that must be closed, have the function keep it where you find it.
     """
     owner = owner_here()
     ending = Ending(asyncio.get_running_loop(), owner)

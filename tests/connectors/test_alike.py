@@ -12,7 +12,7 @@ import redis
 import qorb.connectors.asyncpg
 import qorb.connectors.psycopg
 import qorb.connectors.redis
-from qorb import Backend, Policy, Pool
+from qorb import Backend, Outcome, Policy, Pool
 from qorb._demo.postgres import PostgresServer
 from qorb.connectors.asyncpg import AsyncpgConnector
 from qorb.connectors.blocking import BlockingConnector
@@ -199,3 +199,20 @@ def test_an_on_recycle_of_a_derived_class_runs_after_every_claim(run_real, serve
 def test_the_type_of_a_role_is_there_for_annotations(module):
     assert "Role" in module.__all__
     assert typing.get_args(module.Role) == ("primary", "replica", "any")
+
+
+@pytest.mark.parametrize("kind", [AsyncpgConnector, PsycopgConnector])
+def test_a_connection_that_its_claimer_has_closed_is_not_recycled_and_that_is_all_that_is_said(
+    run_real, server, kind, caplog
+):
+    async def main():
+        connector = of_postgres(kind)
+        connection = await connector.connect(Backend.parse(server.address))
+        await connection.close()
+        assert connector.needs_recycle(connection, Outcome.CLEAN)
+        with pytest.raises(ConnectError, match=r"^the connection is closed$"):
+            await connector.on_recycle(connection, Outcome.CLEAN)
+        connector.abort(connection)
+
+    run_real(main)
+    assert not caplog.records

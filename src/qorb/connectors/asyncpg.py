@@ -174,11 +174,17 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
     async def on_recycle(self, connection: asyncpg.Connection, outcome: Outcome) -> None:
         """Roll back, reset the session, take away what listens, and see to the role."""
         known = self._known[connection]
+        if connection.is_closed():
+            raise ConnectError("the connection is closed", known.backend)
         if outcome is Outcome.LEAKED:
-            raise ConnectError("the claim was lost without release, and somebody may still use the connection")
+            raise ConnectError(
+                "the claim was lost without release, and somebody may still use the connection", known.backend
+            )
         await _protocol(connection)._wait_for_cancellation()  # noqa: SLF001 - as every query does
         if known.loop.awaits_an_answer:
-            raise ConnectError("a query is still under way on the connection, though its claim has ended")
+            raise ConnectError(
+                "a query is still under way on the connection, though its claim has ended", known.backend
+            )
         if connection.is_in_transaction():
             await connection.execute("ROLLBACK")
         connection._top_xact = None  # noqa: SLF001 - or reset() reports to the loop's exception handler what it rolls back

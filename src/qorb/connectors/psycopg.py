@@ -254,6 +254,8 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         Never commits. An exception of the application, or its cancellation, does not cost the connection, unless a
         query was not brought to its end. Cancelled, it leaves a connection that must be closed.
         """
+        if connection.closed:
+            raise ConnectError("the connection is closed", connection.backend)
         if connection.in_use or outcome is Outcome.LEAKED:
             why = "nobody released the claim" if outcome is Outcome.LEAKED else "a query or a pipeline is under way"
             raise ConnectError(f"{why}, so the connection is not used again", connection.backend)
