@@ -515,7 +515,9 @@ def test_a_query_under_way_when_its_claim_ends_costs_the_connection(run_real, se
             async with pool.claim() as connection:
                 pid = connection.get_server_pid()
                 stray = asyncio.create_task(connection.execute("SELECT pg_sleep(60)"))
-                await asyncio.sleep(0)
+                # Until the server has begun with it, it would not listen to being asked to end it.
+                doing = f"SELECT wait_event FROM pg_stat_activity WHERE pid = {pid}"
+                await eventually(lambda: server.sql(doing) == "PgSleep")
             async with pool.claim() as connection:
                 assert connection.get_server_pid() != pid
             with pytest.raises(asyncpg.QueryCanceledError):
