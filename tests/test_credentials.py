@@ -6,13 +6,14 @@ import asyncio
 import copy
 import json
 import logging
+import math
 import pickle
 import traceback
 
 import pytest
 
 from qorb import ConnectError
-from qorb.credentials import Secret, checked, connect_error, revealed, without
+from qorb.credentials import Login, Secret, checked, connect_error, revealed, summed_up, without
 from qorb.testing import run
 
 CANARY = "c4n4ry-in-the-mine"
@@ -137,3 +138,64 @@ def test_an_error_with_a_note_that_quotes_a_secret_is_told_alone():
 def test_pauses_that_are_none_are_none():
     assert ConnectError("x", min_backoff=float("nan")).min_backoff == 0.0
     assert ConnectError("x", min_backoff=-1.0).min_backoff == 0.0
+
+
+def refuse(login, used, backend="db"):
+    error = login.refusal("authentication failed", OSError(f"no {CANARY} here"), backend, used)
+    assert CANARY not in str(error)
+    return error
+
+
+def test_credentials_that_were_refused_are_not_tried_again_for_five_seconds_and_not_only_by_the_one_who_was():
+    async def main():
+        login = Login("app", CANARY)
+        error = refuse(login, await login.ask("db"))
+        assert (error.min_backoff, error.max_backoff) == (5.0, math.inf)
+        await asyncio.sleep(2)
+        with pytest.raises(
+            ConnectError, match=r"^authentication failed: .*; the same is not tried again for 3\.0 s$"
+        ) as caught:
+            await login.ask("db")
+        assert caught.value.min_backoff == pytest.approx(3.0)
+        assert (await login.ask("another")).password == Secret(CANARY)
+        await asyncio.sleep(3)
+        await login.ask("db")
+
+    run(main)
+
+
+@pytest.mark.parametrize("changes", ["user", "password"])
+def test_other_credentials_than_those_that_were_refused_are_tried_at_once(changes):
+    said = {"user": "app", "password": CANARY}
+
+    async def main():
+        login = Login(lambda: said["user"], lambda: said["password"])
+        error = refuse(login, await login.ask("db"))
+        assert (error.min_backoff, error.max_backoff) == (0.5, 0.5)
+        with pytest.raises(ConnectError, match="not tried again") as caught:
+            await login.ask("db")
+        assert (caught.value.min_backoff, caught.value.max_backoff) == (0.5, 0.5)
+        said[changes] = "another"
+        assert getattr(await login.ask("db"), changes).reveal() == "another"
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("user", "hidden"),
+    [("app", False), (lambda: "app", False), (None, False), (Secret("app"), True), (lambda: Secret("app"), True)],
+)
+def test_a_name_is_a_secret_when_it_was_given_as_one(user, hidden):
+    async def main():
+        found = await Login(user, CANARY, user_is="username").ask("db")
+        assert found.secrets == ((Secret("app"), Secret(CANARY)) if hidden else (Secret(CANARY),))
+
+    run(main)
+
+
+def test_the_errors_of_several_addresses_become_one_with_the_pauses_of_the_last():
+    first, last = ConnectError("a", "db"), ConnectError("b", "db", min_backoff=1.0, max_backoff=2.0)
+    told = summed_up([first, last], "db")
+    assert str(told) == "a; b"
+    assert (told.backend, told.min_backoff, told.max_backoff, told.__cause__) == ("db", 1.0, 2.0, last)
+    assert summed_up([first], "db") is first

@@ -5,17 +5,23 @@ For connectors. Credentials live in the connector alone; what a driver raises ma
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from qorb.errors import ConnectError, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 _HIDDEN = "***"
+_LOCK_OUT = 5.0
+"""Seconds between two attempts with the same credentials, when they were refused."""
+_LOOK_AGAIN = 0.5
+"""Seconds until a function is asked again for others."""
 _LEAST_LENGTH = 4
 """Shorter secrets are not looked for in texts: everything would be full of them."""
 
@@ -74,25 +80,98 @@ async def revealed(what: str, credential: Credential | None) -> Secret | None:
 
     Cancellation reaches the function.
     """
-    if callable(credential):
-        answer = credential()
-        credential = await answer if inspect.isawaitable(answer) else answer
-        if not isinstance(credential, str | Secret):
-            kind = type(credential).__name__
-            raise TypeError(f"the function given as {what} must return a text or a Secret, not a {kind}")
-    return Secret(credential) if isinstance(credential, str) else credential
+    answer = await _answer(what, credential)
+    return Secret(answer) if isinstance(answer, str) else answer
 
 
-async def revealed_for(what: str, credential: Credential | None, backend: str) -> Secret | None:
-    """Give the credential of this moment, as revealed() does. Raises ConnectError, for a backend, for what that raises.
+async def _answer(what: str, credential: Credential | None) -> str | Secret | None:
+    if not callable(credential):
+        return credential
+    answer = credential()
+    answer = await answer if inspect.isawaitable(answer) else answer
+    if not isinstance(answer, str | Secret):
+        kind = type(answer).__name__
+        raise TypeError(f"the function given as {what} must return a text or a Secret, not a {kind}")
+    return answer
 
-    Cancellation reaches the function.
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What to log in with at this moment."""
+
+    user: Secret | None
+    password: Secret | None
+    secrets: tuple[Secret, ...]
+    """Those of the two that no text may show: a name that was given as a bare text is none."""
+
+
+class Login:
+    """Who a connector logs in as, with a memory of what each backend has refused.
+
+    Servers lock the accounts of those who go on with a wrong password. So what was refused is not tried again there for
+    five seconds; what the functions say instead, after half a second.
     """
-    try:
-        return await revealed(what, credential)
-    except Exception as error:  # noqa: BLE001 - the user's function may raise anything
-        told = connect_error(f"asking for the {what} failed", error, backend)
-        raise told from told.__cause__
+
+    def __init__(self, user: Credential | None, password: Credential | None, *, user_is: str = "user") -> None:
+        """Keep the two; `user_is` is what the user's name is called. Raises TypeError naming what is no credential."""
+        self._user = checked(user_is, user)
+        self._user_is = user_is
+        self._password = checked("password", password)
+        self._bare_user = isinstance(user, str)
+        self._refused: dict[str, _Refusal] = {}
+
+    async def ask(self, backend: str) -> Credentials:
+        """Give the credentials of this moment; functions are asked. Cancellation reaches the function.
+
+        Raises ConnectError, for a backend, for what a function raises, and when the backend has just refused the same.
+        """
+        user, bare = await self._ask(self._user_is, self._user, backend)
+        password, _ = await self._ask("password", self._password, backend)
+        refused = self._refused.get(backend)
+        if refused is not None and (user, password) == (refused.user, refused.password):
+            left = refused.until - asyncio.get_running_loop().time()
+            if left > 0:
+                text = f"{refused.text}; the same is not tried again for {left:.1f} s"
+                least, most = self._pauses(left)
+                raise ConnectError(text, backend, min_backoff=least, max_backoff=most)
+        shown = bare or self._bare_user
+        secrets = tuple(one for one in ((None if shown else user), password) if one is not None)
+        return Credentials(user, password, secrets)
+
+    def refusal(
+        self, what: str, error: BaseException, backend: str, used: Credentials, secrets: Iterable[Secret | None] = ()
+    ) -> ConnectError:
+        """Note that a backend has refused the credentials, and make the error to raise, as connect_error() does.
+
+        `secrets` are further ones that no text may show.
+        """
+        least, most = self._pauses(_LOCK_OUT)
+        told = connect_error(what, error, backend, (*used.secrets, *secrets), min_backoff=least, max_backoff=most)
+        until = asyncio.get_running_loop().time() + _LOCK_OUT
+        self._refused[backend] = _Refusal(used.user, used.password, until, str(told))
+        return told
+
+    def _pauses(self, left: float) -> tuple[float, float]:
+        """Say how long to wait, at least and at most, when nothing but other credentials can help so soon."""
+        may_change = callable(self._user) or callable(self._password)
+        return (_LOOK_AGAIN, _LOOK_AGAIN) if may_change else (left, math.inf)
+
+    async def _ask(self, what: str, credential: Credential | None, backend: str) -> tuple[Secret | None, bool]:
+        """Give a credential, and whether it came as a bare text."""
+        try:
+            answer = await _answer(what, credential)
+        except Exception as error:  # noqa: BLE001 - the user's function may raise anything
+            told = connect_error(f"asking for the {what} failed", error, backend)
+            raise told from told.__cause__
+        return (Secret(answer), True) if isinstance(answer, str) else (answer, False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    user: Secret | None
+    password: Secret | None
+    until: float
+    text: str
 
 
 def without(text: str, secrets: Iterable[Secret | None]) -> str:
@@ -121,6 +200,17 @@ def connect_error(
     text = f"{what}: {_described(error, secrets)}"
     told = ConnectError(text, backend, min_backoff=min_backoff, max_backoff=max_backoff)
     told.__cause__ = error if _is_free_of(error, secrets) else None
+    return told
+
+
+def summed_up(failures: Sequence[ConnectError], backend: str) -> ConnectError:
+    """Make one error of those of several addresses, with the pauses of the last one. Raise it `from` its own cause."""
+    if len(failures) == 1:
+        return failures[0]
+    last = failures[-1]
+    text = "; ".join(map(str, failures))
+    told = ConnectError(text, backend, min_backoff=last.min_backoff, max_backoff=last.max_backoff)
+    told.__cause__ = last
     return told
 
 

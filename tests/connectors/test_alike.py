@@ -106,6 +106,39 @@ def test_an_error_of_redis_that_quotes_the_password_is_no_cause_that_is_shown(ru
     assert error.__suppress_context__
 
 
+def over_psycopg(user, **options):
+    return SqlAlchemyConnector("postgresql+psycopg:///postgres", user=user, **options)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda **login: of_postgres(AsyncpgConnector, **login),
+        lambda **login: of_postgres(PsycopgConnector, **login),
+        lambda **login: SqlAlchemyConnector("postgresql+asyncpg:///postgres", **login),
+        over_psycopg,
+    ],
+    ids=["asyncpg", "psycopg", "SQLAlchemy, asyncpg", "SQLAlchemy, psycopg"],
+)
+def test_a_password_that_is_put_right_is_used_long_before_the_wrong_one_would_be_tried_again(run_real, server, kind):
+    asked = []
+
+    def password():
+        asked.append("wrong" if len(asked) < 3 else CANARY)
+        return asked[-1]
+
+    async def main():
+        async with pool_of(server, kind(user="app", password=password)) as pool, pool.claim(timeout=60.0):
+            assert pool.stats().backends[server.address].failures == len(asked) - 1 == 3
+
+    def refusals():
+        return server.log.count('password authentication failed for user "app"')
+
+    before = refusals()
+    run_real(main)
+    assert refusals() - before == 1  # the wrong one was not shown to the server again
+
+
 # Hooks, and classes that are derived.
 
 

@@ -36,8 +36,7 @@ _BUSY = (
 )
 FAILURES = (redis.RedisError, OSError, ValueError)
 """What redis-py raises; ValueError for an answer that is none of Redis."""
-_LOCK_OUT = 5.0
-"""Seconds until a user who was refused is tried again."""
+REFUSED_LOGIN = redis.AuthenticationError
 _UNTOLD = {"driver_info": None} if "driver_info" in signature(AbstractConnection).parameters else {}
 """Otherwise redis-py reads its own version from disk for each connection; it came with version 7."""
 _MOST_WORDS = 2
@@ -284,8 +283,6 @@ def _says_read_only(error: redis.ResponseError) -> bool:
 
 def told(what: str, error: Exception, backend: str, secrets: Sequence[Secret | None] = ()) -> ConnectError:
     """Make the error to raise for one of redis-py, with how soon to try again. Raise it `from` its own cause."""
-    if isinstance(error, redis.AuthenticationError):
-        return connect_error("authentication failed", error, backend, secrets, min_backoff=_LOCK_OUT)
     if isinstance(error, redis.BusyLoadingError):
         return connect_error("the server is still loading its data", error, backend, secrets)
     if "max number of clients" in str(error):

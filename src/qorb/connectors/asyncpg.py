@@ -24,7 +24,7 @@ from qorb.connectors._postgres import (
     checked_reset,
 )
 from qorb.connectors._sockets import Dialler, checked_context, server_name
-from qorb.credentials import Credential, Secret, checked, connect_error, revealed_for
+from qorb.credentials import Credential, Credentials, Login, Secret, connect_error
 from qorb.errors import ConnectError, shown
 
 try:
@@ -44,8 +44,6 @@ __all__ = ["AsyncpgConnector", "Reset", "Role"]
 
 _READ_ONLY = "25006"
 _TOO_MANY = "53300"
-_NO_LOCK_OUT = 5.0
-"""Seconds between two attempts with a password that was refused: servers lock accounts."""
 _OURS = {
     **dict.fromkeys(("host", "port", "dsn", "service"), "the backend says where to connect to"),
     **dict.fromkeys(("user", "password", "database", "ssl", "server_settings"), "it is a parameter of its own"),
@@ -106,9 +104,7 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         on_acquire: Hook | None = None,
     ) -> None:
         """Check the settings. Opens nothing."""
-        self._user = checked("user", user)
-        self._password = checked("password", password)
-        self._hides_user = isinstance(user, Secret)
+        self._login = Login(user, password)
         self._database = database
         self._ssl = checked_context(ssl)
         self._role = RoleKeeper(role)
@@ -130,25 +126,23 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
     async def connect(self, backend: Backend) -> asyncpg.Connection:
         """Connect, log in, see to the role, call on_connect. Raises ConnectError, BackendUnfitError when it is another.
 
-        A host that is a name is looked up as TcpConnector does it. Cancelled, it leaves nothing open. A login that is
-        refused asks for a pause of five seconds.
+        A host that is a name is looked up as TcpConnector does it. Cancelled, it leaves nothing open. What was
+        refused is not tried again there for five seconds.
         """
-        user = await revealed_for("user", self._user, backend.name)
-        password = await revealed_for("password", self._password, backend.name)
-        secrets = (user, password) if self._hides_user else (password,)
+        login = await self._login.ask(backend.name)
         loop = DiallingLoop(self._dialler, backend, None if self._ssl is None else server_name(backend))
         try:
-            connection = await self._open(backend, loop, user, password)
+            connection = await self._open(backend, loop, login)
         except BaseException as error:
             loop.abort()
             if isinstance(error, Exception) and not isinstance(error, ConnectError):
-                told = _told(backend, error, secrets, tls=self._ssl is not None)
+                told = self._told(backend, error, login)
                 raise told from told.__cause__
             raise
         loop.listen_in(connection)
         self._known[connection] = _Known(backend.name, loop, connection.get_settings())
         try:
-            await self._prepare(connection, secrets)
+            await self._prepare(connection, login.secrets)
         except BaseException:
             self.abort(connection)
             raise
@@ -232,16 +226,14 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
             or (self._role.matters and self._may_have_lost_role(known, outcome))
         )
 
-    async def _open(
-        self, backend: Backend, loop: DiallingLoop, user: Secret | None, password: Secret | None
-    ) -> asyncpg.Connection:
+    async def _open(self, backend: Backend, loop: DiallingLoop, login: Credentials) -> asyncpg.Connection:
         unbounded: dict[str, Any] = {"timeout": None}  # the pool bounds it
         return await asyncpg.connect(
             host=backend.host,
             port=backend.port,
-            user=None if user is None else user.reveal(),
+            user=None if login.user is None else login.user.reveal(),
             # The connection keeps what it is given.
-            password=None if password is None else password.reveal,
+            password=None if login.password is None else login.password.reveal,
             database=self._database,
             ssl=False if self._ssl is None else self._ssl,
             server_settings=self._settings,
@@ -250,6 +242,18 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
             **unbounded,
             **self._options,
         )
+
+    def _told(self, backend: Backend, error: Exception, login: Credentials) -> ConnectError:
+        """Make the error to raise for what the driver has raised."""
+        where = f"{backend.host}:{backend.port}"
+        state = getattr(error, "sqlstate", None) or ""
+        if state.startswith("28"):
+            return self._login.refusal(f"authentication failed at {where}", error, backend.name, login)
+        what = f"{where} has too many connections"
+        if state != _TOO_MANY:
+            name = "" if self._ssl is None else f" as {server_name(backend)!r}"
+            what = f"connecting to PostgreSQL at {where}{name} failed"
+        return connect_error(what, error, backend.name, login.secrets)
 
     async def _prepare(self, connection: asyncpg.Connection, secrets: tuple[Secret | None, ...]) -> None:
         """Make what is open a connection of the pool's."""
@@ -300,19 +304,6 @@ def _protocol(connection: asyncpg.Connection) -> Any:  # noqa: ANN401 - written 
 def _callbacks(connection: asyncpg.Connection) -> tuple[set[Any], ...]:
     """Give the driver's sets of what is called for a connection, but for notifications, which the server knows of."""
     return connection._log_listeners, connection._termination_listeners, connection._query_loggers  # noqa: SLF001
-
-
-def _told(backend: Backend, error: Exception, secrets: tuple[Secret | None, ...], *, tls: bool) -> ConnectError:
-    """Make the error to raise for what the driver has raised."""
-    where = f"{backend.host}:{backend.port}"
-    state = getattr(error, "sqlstate", None) or ""
-    if state.startswith("28"):
-        what = f"authentication failed at {where}"
-        return connect_error(what, error, backend.name, secrets, min_backoff=_NO_LOCK_OUT)
-    if state == _TOO_MANY:
-        return connect_error(f"{where} has too many connections", error, backend.name, secrets)
-    name = f" as {server_name(backend)!r}" if tls else ""
-    return connect_error(f"connecting to PostgreSQL at {where}{name} failed", error, backend.name, secrets)
 
 
 def _checked_settings(application_name: str | None, settings: Mapping[str, str] | None) -> dict[str, str]:

@@ -20,7 +20,7 @@ from qorb.connectors._postgres import (
     libpq_host,
 )
 from qorb.connectors._sockets import addresses_of, shown_address
-from qorb.credentials import Secret, checked, connect_error, revealed_for
+from qorb.credentials import Credential, Credentials, Login, Secret, connect_error, summed_up
 from qorb.errors import ConnectError, shown
 
 try:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from psycopg.rows import AsyncRowFactory
 
     from qorb.backend import Backend
-    from qorb.credentials import Credential
 
 __all__ = ["PsycopgConnection", "PsycopgConnector", "Reset", "Role"]
 
@@ -52,8 +51,6 @@ _RESET = (
     "SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
 )
 _PING = "SELECT 1"
-_AUTHENTICATION_PAUSE = 5.0
-"""Seconds to leave a server alone that refused the login, lest it lock the account."""
 
 
 class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
@@ -91,9 +88,7 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         prepare_threshold: int | None = 5,
     ) -> None:
         """Check the settings. Opens nothing."""
-        self._user = checked("user", user)
-        self._hides_user = isinstance(user, Secret)
-        self._password = checked("password", password)
+        self._login = Login(user, password)
         self._parameters = checked_parameters(parameters or {})
         if database is not None:
             self._parameters["dbname"] = checked_text("database", database)
@@ -126,42 +121,40 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         None. A host that is a name is looked up on a thread, as by TcpConnector. A call that is cancelled leaves
         nothing open.
         """
-        user = await revealed_for("user", self._user, backend.name)
-        password = await revealed_for("password", self._password, backend.name)
-        hidden = (user, password) if self._hides_user else (password,)
-        secrets = (*hidden, *(value for value in self._parameters.values() if isinstance(value, Secret)))
-        connection = await self._log_in(backend, user, password, secrets)
+        login = await self._login.ask(backend.name)
+        secrets = [value for value in self._parameters.values() if isinstance(value, Secret)]
+        connection = await self._log_in(backend, login, secrets)
         try:
-            await self._settle(connection, backend, secrets)
+            await self._settle(connection, backend, (*login.secrets, *secrets))
         except BaseException:
             connection.abort()
             raise
         return connection
 
-    async def _log_in(
-        self, backend: Backend, user: Secret | None, password: Secret | None, secrets: tuple[Secret | None, ...]
-    ) -> PsycopgConnection[R]:
+    async def _log_in(self, backend: Backend, login: Credentials, secrets: list[Secret]) -> PsycopgConnection[R]:
         host = libpq_host(backend)
         failures: list[ConnectError] = []
         for _, address in await addresses_of(backend):
             where: dict[str, str | int] = {"host": host, "hostaddr": str(address[0]), "port": backend.port}
-            result = await self._open(where, user, password)
+            result = await self._open(where, login)
             if isinstance(result, PsycopgConnection):
                 return result
-            failures.append(_failure(result, shown_address(address), backend.name, secrets))
+            failures.append(self._failure(result, shown_address(address), backend.name, login, secrets))
             if failures[-1].min_backoff:  # it will not be another password at the next address
                 break
-        if len(failures) == 1:
-            raise failures[0] from failures[0].__cause__
-        raise ConnectError(
-            "; ".join(map(str, failures)), backend.name, min_backoff=failures[-1].min_backoff
-        ) from failures[-1]
+        told = summed_up(failures, backend.name)
+        raise told from told.__cause__
 
-    async def _open(
-        self, where: dict[str, str | int], user: Secret | None, password: Secret | None
-    ) -> PsycopgConnection[R] | psycopg.Error:
+    def _failure(
+        self, error: psycopg.Error, where: str, backend: str, login: Credentials, secrets: list[Secret]
+    ) -> ConnectError:
+        if REFUSED_LOGIN.search(str(error)):
+            return self._login.refusal(f"authentication at {where} failed", error, backend, login, secrets)
+        return connect_error(f"connecting to {where} failed", error, backend, (*login.secrets, *secrets))
+
+    async def _open(self, where: dict[str, str | int], login: Credentials) -> PsycopgConnection[R] | psycopg.Error:
         """Log in, or give the error: it must not be raised here, where a traceback would show the password."""
-        known = {**DEFAULTS, **self._parameters, "user": user, "password": password, **where}
+        known = {**DEFAULTS, **self._parameters, "user": login.user, "password": login.password, **where}
         keywords = {name: one.reveal() if isinstance(one, Secret) else one for name, one in known.items()}
         try:
             connection: PsycopgConnection[R] = await _connect(**self._options, **keywords)
@@ -304,13 +297,6 @@ def _checked_bool(what: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{what} must be True or False, not {shown(value)}")
     return value
-
-
-def _failure(error: psycopg.Error, where: str, backend: str, secrets: tuple[Secret | None, ...]) -> ConnectError:
-    if REFUSED_LOGIN.search(str(error)):
-        what = f"authentication at {where} failed"
-        return connect_error(what, error, backend, secrets, min_backoff=_AUTHENTICATION_PAUSE)
-    return connect_error(f"connecting to {where} failed", error, backend, secrets)
 
 
 def _without_connection(error: psycopg.Error) -> psycopg.Error:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from qorb.connector import Connector, Outcome
 from qorb.connectors._postgres import Role, RoleKeeper
-from qorb.connectors._redis import FAILURES, OneConnection, RedisClient, Wire, told
+from qorb.connectors._redis import FAILURES, REFUSED_LOGIN, OneConnection, RedisClient, Wire, told
 from qorb.connectors.tcp import TcpConnector
-from qorb.credentials import Credential, Secret, checked, revealed_for
+from qorb.credentials import Credential, Credentials, Login
 from qorb.errors import ConnectError, shown
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class RedisConnector(Connector[RedisClient]):
         decode_responses: bool = False,
     ) -> None:
         """Check the settings. Opens nothing."""
-        self._username = checked("username", username)
-        self._password = checked("password", password)
+        self._login = Login(username, password, user_is="username")
         if isinstance(db, bool) or not isinstance(db, int):
             raise TypeError(f"db must be a number, not {shown(db)}")
         if db < 0:
@@ -86,13 +85,13 @@ class RedisConnector(Connector[RedisClient]):
         When the server does not have the wanted role: BackendUnfitError. Cancelled at any await, it leaves nothing open
         (a host name is looked up as TcpConnector says).
         """
-        secrets = await self._secrets(backend.name)
+        login = await self._login.ask(backend.name)
         stream = await self._tcp.connect(backend)
         wire: Wire | None = None
         try:
             read_only = functools.partial(self._found_read_only, backend.name)
             wire = Wire(stream, backend, self._options, read_only)
-            await self._shake_hands(wire, secrets)
+            await self._shake_hands(wire, login)
             return RedisClient(connection_pool=OneConnection(wire, self._options))
         except BaseException:
             stream.abort()
@@ -128,7 +127,7 @@ class RedisConnector(Connector[RedisClient]):
             raise ConnectError("the claim was lost, so somebody may still use the connection", wire.backend)
         _check_usable(connection)
         if wire.session.is_changed:
-            await self._shake_hands(wire, await self._secrets(wire.backend), ("RESET",))
+            await self._shake_hands(wire, await self._login.ask(wire.backend), ("RESET",))
 
     async def close(self, connection: RedisClient) -> None:
         """Send what is still to be sent, end TLS, close. Cancelled, it aborts."""
@@ -165,16 +164,10 @@ class RedisConnector(Connector[RedisClient]):
             or type(self).on_recycle is not RedisConnector.on_recycle
         )
 
-    async def _secrets(self, backend: str) -> tuple[Secret | None, Secret | None]:
-        username = await revealed_for("username", self._username, backend)
-        return username, await revealed_for("password", self._password, backend)
-
-    async def _shake_hands(
-        self, wire: Wire, secrets: tuple[Secret | None, Secret | None], first: Sequence[str] = ()
-    ) -> None:
+    async def _shake_hands(self, wire: Wire, login: Credentials, first: Sequence[str] = ()) -> None:
         """Have the connection as every claim finds it, in one round trip. Raises ConnectError, BackendUnfitError."""
         commands: list[Sequence[str | int]] = [first] if first else []
-        commands.append(self._hello(secrets))
+        commands.append(self._hello(login))
         if self._db:
             commands.append(("SELECT", self._db))
         if self._roles.matters:
@@ -185,16 +178,18 @@ class RedisConnector(Connector[RedisClient]):
             if self._roles.matters:
                 wire.proof = self._roles.prove(wire.backend, question, read_only=_is_replica(answers[-1]))
         except FAILURES as error:
-            failure = told("the handshake failed", error, wire.backend, secrets)
+            if isinstance(error, REFUSED_LOGIN):
+                failure = self._login.refusal("authentication failed", error, wire.backend, login)
+            else:
+                failure = told("the handshake failed", error, wire.backend, login.secrets)
             raise failure from failure.__cause__
         wire.begin()
 
-    def _hello(self, secrets: tuple[Secret | None, Secret | None]) -> Sequence[str]:
-        username, password = secrets
+    def _hello(self, login: Credentials) -> Sequence[str]:
         words = ["HELLO", "3"]
-        if username is not None or password is not None:
-            user = "default" if username is None else username.reveal()
-            words += ["AUTH", user, "" if password is None else password.reveal()]
+        if login.user is not None or login.password is not None:
+            user = "default" if login.user is None else login.user.reveal()
+            words += ["AUTH", user, "" if login.password is None else login.password.reveal()]
         if self._client_name is not None:
             words += ["SETNAME", self._client_name]
         return words

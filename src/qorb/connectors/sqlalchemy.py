@@ -18,7 +18,7 @@ from qorb.connectors._sqlalchemy_drivers import (
     listen,
     ways,
 )
-from qorb.credentials import Secret, checked, connect_error, revealed_for
+from qorb.credentials import Credential, Credentials, Login, Secret, connect_error, summed_up
 from qorb.errors import ConnectError, shown
 from qorb.stats import PoolState
 
@@ -39,11 +39,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import Dialect
 
     from qorb.backend import Backend
-    from qorb.credentials import Credential
     from qorb.pool import Pool
 
-_REFUSED_LOGIN = 5.0
-"""Seconds before a backend that refused a login is asked again: servers lock those out who do not give up."""
 _INSTEAD = {
     "pool": "create_engine_over(pool)",
     "poolclass": "create_engine_over(pool)",
@@ -87,9 +84,7 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
     ) -> None:
         """Check the settings. Opens nothing."""
         told = _checked_url(url)
-        self._hides_user = isinstance(user, Secret)
-        self._user = checked("user", told.username if user is None else user)
-        self._password = checked("password", told.password if password is None else password)
+        self._login = Login(told.username if user is None else user, told.password if password is None else password)
         self._url = told.set(username=None, password=None)
         if ssl is not None and self._url.get_driver_name() != "asyncpg":
             raise ValueError('ssl is for asyncpg; with psycopg say "?sslmode=verify-full&sslrootcert=..." in the URL')
@@ -121,30 +116,26 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
         in the order given; a call that is cancelled meanwhile ends when the look-up does. Cancelled anywhere else, it
         ends as soon as the driver lets it. Either way nothing stays open.
         """
-        user = await revealed_for("user", self._user, backend.name)
-        password = await revealed_for("password", self._password, backend.name)
+        login = await self._login.ask(backend.name)
         failures: list[ConnectError] = []
         for options in await ways(self._dialect.driver, backend, self._dialler, self._ssl):
             try:
-                return await self._open(backend, options, user, password)
+                return await self._open(backend, options, login)
             except ConnectError as error:
                 failures.append(error)
                 if error.min_backoff:  # it will not be another password at the next address
                     break
-        if len(failures) == 1:
-            raise failures[0]
-        raise ConnectError(
-            "; ".join(map(str, failures)), backend.name, min_backoff=failures[-1].min_backoff
-        ) from failures[-1]
+        told = summed_up(failures, backend.name)
+        raise told from told.__cause__
 
-    async def _open(
-        self, backend: Backend, options: dict[str, Any], user: Secret | None, password: Secret | None
-    ) -> Entry:
+    async def _open(self, backend: Backend, options: dict[str, Any], login: Credentials) -> Entry:
         entry = self._home.new_entry(backend)
-        entry.url = self._url.set(username=_text(user), password=_text(password), host=backend.host, port=backend.port)
+        entry.url = self._url.set(
+            username=_text(login.user), password=_text(login.password), host=backend.host, port=backend.port
+        )
         entry.options, entry.loop = options, options.get("loop")
-        if entry.loop is not None and password is not None:
-            options["password"] = password.reveal  # the connection keeps what it is given
+        if entry.loop is not None and login.password is not None:
+            options["password"] = login.password.reveal  # the connection keeps what it is given
         try:
             await greenlet_spawn(entry.open)
             listen(entry.driver_connection, entry.loop, entry.farewell)
@@ -155,8 +146,11 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
             if not isinstance(error, Exception):
                 raise
             host = options.get("hostaddr", backend.host)
-            secrets = (user, password) if self._hides_user else (password,)
-            told = _told(f"connecting to {host} port {backend.port} failed", error, backend, secrets)
+            what = f"connecting to {host} port {backend.port} failed"
+            if failed_login(error):
+                told = self._login.refusal(what, error, backend.name, login)
+            else:
+                told = connect_error(what, error, backend.name, login.secrets)
             raise told from told.__cause__
         finally:
             entry.url, entry.options = None, {}
@@ -274,11 +268,6 @@ async def _ask(what: str, ask: Callable[[Any], object], entry: Entry) -> None:
     except Exception as error:  # noqa: BLE001 - drivers raise what they like
         told = connect_error(f"{what} failed", error, entry.backend.name)
         raise told from told.__cause__
-
-
-def _told(what: str, error: Exception, backend: Backend, secrets: tuple[Secret | None, ...]) -> ConnectError:
-    least = _REFUSED_LOGIN if failed_login(error) else 0.0
-    return connect_error(what, error, backend.name, secrets, min_backoff=least)
 
 
 def _text(secret: Secret | None) -> str | None:
