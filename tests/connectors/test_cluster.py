@@ -115,7 +115,7 @@ def test_servers_that_let_in_fewer_sessions_than_wanted_serve_all_claims(outcome
     assert outcome.late == ()
 
 
-def test_a_password_that_is_put_right_is_used_when_the_pause_after_the_refusal_is_over(outcome_of, servers):
+def test_a_password_that_is_put_right_is_used(outcome_of, servers):
     outcome = outcome_of("password", servers)
     assert is_well(outcome, 9.0)
     assert outcome.longest < 3 * PATIENCE
