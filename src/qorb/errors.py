@@ -287,6 +287,12 @@ def shown(value: object) -> str:
     return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 1] + "…"
 
 
+def kind_of(value: object) -> str:
+    """Name what a value is; the value itself may be a connection string, with a password."""
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" if value is not None else "None"
+
+
 def describe(error: BaseException) -> str:
     """Say what an exception of user code says: class first, in one line, without secrets. Never raises an Exception."""
     try:

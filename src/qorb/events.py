@@ -6,9 +6,12 @@ and must not await. What it raises is reported once and harms nothing. Claim and
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from qorb.errors import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -282,3 +285,12 @@ class PoolTerminateDone(Event):
 
 
 Observer = Callable[[Event], None]
+
+
+def check_observer(observer: object) -> None:
+    """Raise TypeError for what cannot be an observer."""
+    if not callable(observer):
+        raise TypeError(f"observer must be callable, not {kind_of(observer)}")
+    for function in (observer, type(observer).__call__):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("observer must be a plain function, not an async one: nobody would await what it returns")
