@@ -33,6 +33,7 @@ ALONE: Mapping[str, Callable[[Effort], list[Figure]]] = {
     "termination": alone.termination,
     "deadlines": alone.deadlines,
     "observer": alone.observer,
+    "timings": alone.timings,
     "claim-object": alone.claim_object,
 }
 

@@ -4,16 +4,17 @@ import asyncio
 import gc
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from sys import getsizeof
 from time import perf_counter, process_time, thread_time
 
-from benchmarks.fakes import BadConnector, NoOpConnector, backends
+from benchmarks.deleting import without_tests_for_observers, without_tests_for_timings
+from benchmarks.fakes import BadConnector, NoOpConnector, PreparingConnector, backends
 from benchmarks.measure import by_turns, ratio, sample
-from qorb import Backend, ClaimTimeoutError, Observer, Policy, Pool, PoolTerminatedError
+from qorb import Backend, ClaimTimeoutError, Connector, Observer, Policy, Pool, PoolTerminatedError
 from qorb._core.planner import Limits, grow, rebalance
 from qorb.resolvers import FixedResolver
 
@@ -52,11 +53,12 @@ class Effort:
 
 @asynccontextmanager
 async def open_pool(
-    places: Sequence[Backend], slots: int, observer: Observer | None = None
+    places: Sequence[Backend], slots: int, observer: Observer | None = None, connector: Connector[object] | None = None
 ) -> AsyncIterator[Pool[object]]:
     """Open a pool with so many slots over no-op connections, all of them idle."""
     policy = Policy(max_slots=slots, max_slots_per_backend=slots, spares_wanted=slots)
-    async with Pool("bench", FixedResolver(places), NoOpConnector(), policy, observer=observer) as pool:
+    connector = NoOpConnector() if connector is None else connector
+    async with Pool("bench", FixedResolver(places), connector, policy, observer=observer) as pool:
         await pool.ready()
         yield pool
 
@@ -73,15 +75,48 @@ def many_backends(effort: Effort) -> list[Figure]:
 
 
 def observer(effort: Effort) -> list[Figure]:
-    """Measure what an observer that does nothing adds to a claim. Without one there is nothing but a test."""
+    """Measure what an observer that does nothing adds to a claim, and what it costs that there could be one.
+
+    Without one there is nothing but a test here and there. The tests are deleted from the code, in this process and for
+    as long as that takes, to measure a claim without them.
+    """
+    claims = effort.claims
     contestants = {
-        "without": partial(_claim, 3, 16, None, effort.claims),
-        "with": partial(_claim, 3, 16, _look_away, effort.claims),
+        "without": partial(_claim, 3, 16, None, claims),
+        "deleted": partial(_claim_with, without_tests_for_observers, claims),
+        "long": partial(_claim, 3, 16, None, claims, connector=PreparingConnector),
+        "long, deleted": partial(_claim_with, without_tests_for_observers, claims, PreparingConnector),
+        "with": partial(_claim, 3, 16, _look_away, claims),
     }
-    samples = by_turns(contestants, effort.rounds)
+    samples = by_turns(contestants, max(effort.rounds, 5))
+    beside = "the same beside one whose tests for an observer are deleted"
     return [
         Figure("one claim without an observer", median(samples["without"]) * 1e6, "µs"),
+        Figure(beside, ratio(samples["without"], samples["deleted"]), "times", 1.05),
+        Figure("one claim with on_acquire, without an observer", median(samples["long"]) * 1e6, "µs"),
+        Figure(beside, ratio(samples["long"], samples["long, deleted"]), "times", 1.05),
         Figure("one claim with an observer that does nothing", median(samples["with"]) * 1e6, "µs"),
+    ]
+
+
+def timings(effort: Effort) -> list[Figure]:
+    """Measure what it adds to a claim that its times are counted, and that they could be."""
+    rounds = max(effort.rounds, 5)
+    contestants = {
+        "off": partial(_claim, 3, 16, None, effort.claims),
+        "deleted": partial(_claim_with, without_tests_for_timings, effort.claims),
+        "on": partial(_claim, 3, 16, None, effort.claims, measured=True),
+    }
+    samples = by_turns(contestants, rounds)
+    added = median(on - off for on, off in zip(samples["on"], samples["off"], strict=True))
+    return [
+        Figure("one claim whose times are not counted", median(samples["off"]) * 1e6, "µs"),
+        Figure(
+            "the same beside one that does not look whether they are",
+            ratio(samples["off"], samples["deleted"]),
+            "times",
+        ),
+        Figure("what Pool.measure() adds to a claim", added * 1e6, "µs", 0.3),
     ]
 
 
@@ -91,12 +126,31 @@ def claim_object(effort: Effort) -> list[Figure]:
     return [Figure("one claim as an object, awaited and released", median(seconds) * 1e6, "µs")]
 
 
-async def _claim(count: int, slots: int, observer: Observer | None, claims: int) -> float:
-    async with open_pool(backends(count), slots, observer) as pool:
+async def _claim(
+    count: int,
+    slots: int,
+    observer: Observer | None,
+    claims: int,
+    *,
+    measured: bool = False,
+    connector: Callable[[], Connector[object]] = NoOpConnector,
+) -> float:
+    async with open_pool(backends(count), slots, observer, connector()) as pool:
+        if measured:
+            pool.measure()
         await _claim_often(pool, max(claims // 10, slots))
         started = thread_time()
         await _claim_often(pool, claims)
         return (thread_time() - started) / claims
+
+
+async def _claim_with(
+    change: Callable[[], AbstractContextManager[None]],
+    claims: int,
+    connector: Callable[[], Connector[object]] = NoOpConnector,
+) -> float:
+    with change():
+        return await _claim(3, 16, None, claims, connector=connector)
 
 
 async def _claim_often(pool: Pool[object], times: int) -> None:

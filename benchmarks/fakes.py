@@ -21,6 +21,13 @@ class NoOpConnector(Connector[object]):
         return object()
 
 
+class PreparingConnector(NoOpConnector):
+    """Prepares every connection for its claim, which leads the claim the long way."""
+
+    async def on_acquire(self, connection: object) -> None:
+        """Do nothing, but be asked."""
+
+
 class BadConnection:
     """A connection that remembers how its backend misbehaves."""
 

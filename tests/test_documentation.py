@@ -19,13 +19,13 @@ import pytest
 from qorb import Policy, events
 from qorb._core.states import diagram
 from qorb.resolvers import DnsPolicy
-from qorb.stats import BackendStats, Ledger, PoolStats
+from qorb.stats import BackendStats, Histogram, Ledger, PoolStats, Timings
 from tests.name_server import name_server
 from tests.words import without_slowness
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
-PACKAGES = ("qorb", "qorb.connectors", "qorb.resolvers", "qorb.testing")
+PACKAGES = ("qorb", "qorb.connectors", "qorb.observers", "qorb.resolvers", "qorb.testing")
 TESTED_ELSEWHERE = {"docs/testing-your-application.md"}
 PLACEHOLDERS = ("127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003")
 DNS_PLACEHOLDER = "127.0.0.1:5353"
@@ -127,7 +127,7 @@ def test_the_docstring_of_every_public_coroutine_says_what_a_cancellation_does(c
     assert re.search(r"\bcancel|\bnever suspends|\bwithout suspending", coroutine.__doc__, re.IGNORECASE)
 
 
-@pytest.mark.parametrize("kind", [PoolStats, BackendStats, Ledger])
+@pytest.mark.parametrize("kind", [PoolStats, BackendStats, Ledger, Timings, Histogram])
 def test_the_observing_page_has_every_field_of_a_snapshot(kind):
     text = (ROOT / "docs/observing.md").read_text(encoding="utf-8")
     table = text.partition(f"| `{kind.__name__}` | |\n")[2].partition("\n\n")[0]

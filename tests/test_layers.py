@@ -20,7 +20,7 @@ LAYERS = (
     {"_core"},
     {"errors", "backend", "policy", "stats", "connector", "events", "publishing", "credentials"},
     {"threads", "workers"},
-    {"_tasks", "_home"},
+    {"_tasks", "_home", "_timing"},
     {"_resolving"},
     {"resolver"},
     {"watching"},
@@ -64,6 +64,8 @@ MAY_END_OTHERWISE = {
     ("qorb.watching", "run"),
     # Keeps the cancellation until what it waits for has come, then raises it.
     ("qorb.threads", "outlast"),
+    # Reports what an observer raises, which is to harm nothing, as Engine.emit does.
+    ("qorb.observers", "__call__"),
     # Passes on whatever is raised on its thread to the coroutine that waits for it.
     ("qorb.threads", "work"),
 }

@@ -27,7 +27,7 @@ from qorb.events import Event, Observer
 from qorb.policy import Policy
 from qorb.pool import Pool
 from qorb.resolver import Monitor, Resolver
-from qorb.stats import BackendStats, Ledger, PoolState, PoolStats
+from qorb.stats import BackendStats, Histogram, Ledger, PoolState, PoolStats, Timings
 
 __all__ = [
     "AllClaimsUsedError",
@@ -43,6 +43,7 @@ __all__ = [
     "ConnectError",
     "Connector",
     "Event",
+    "Histogram",
     "Ledger",
     "Monitor",
     "NoBackendsError",
@@ -62,5 +63,6 @@ __all__ = [
     "ResolveError",
     "Resolver",
     "TerminationError",
+    "Timings",
     "WrongLoopError",
 ]

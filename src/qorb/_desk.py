@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from qorb._engine import Engine
     from qorb._slot_set import SlotSet
     from qorb._tasks import Timer
+    from qorb._timing import Timing
+    from qorb.errors import ClaimTimeoutError
 
 C = TypeVar("C")
 
@@ -95,6 +97,10 @@ class Desk(Generic[C]):
         """A claim that has to wait may do so without ado: no observer, no on_acquire."""
         self.brisk = False
         """A release may be handed to the first in line without ado."""
+        self.timing: Timing | None = None
+        """What the times of claims are counted in, if somebody wants to know them."""
+        self.timeouts = 0
+        """Claims that ran out of time."""
         self.acquiring: dict[Call[None], Slot[C]] = {}
         self.done: asyncio.Future[None] = engine.loop.create_future()
         """A finished future, for what is awaitable but has nothing to wait for."""
@@ -185,6 +191,8 @@ class Desk(Generic[C]):
                 self.at_home(engine.emit, events.ClaimFailed(engine.name, attempt.id, wait, describe(error)))
             raise
         slot.owner.total_claims += 1
+        if self.timing is not None:
+            self.timing.wait.add(self.clock() - attempt.started)
         if engine.observer is not None:
             engine.emit(events.ClaimDone(engine.name, attempt.id, slot.id, self.clock() - attempt.started))
             if slot.detached:  # on its way here
@@ -292,7 +300,8 @@ class Desk(Generic[C]):
             return self.stand_in_line(attempt)
         attempt.common = True
         attempt.timeout = timeout = self._claim_timeout
-        attempt.deadline = deadline = self.clock() + timeout
+        attempt.started = now = self.clock()
+        attempt.deadline = deadline = now + timeout
         attempt.task = task
         attempt.failure = None
         attempt.id = 0
@@ -311,13 +320,13 @@ class Desk(Generic[C]):
             raise self.engine.ended_error()
         if attempt.failure is None:
             if attempt.timeout <= 0:
-                raise diagnose(self.engine).error(attempt)
+                raise self._out_of_time(diagnose(self.engine), attempt)
             if line.waiting >= self._max_waiters:
                 raise self._queue_full()
             line.join(attempt)
         else:
             if self.clock() >= attempt.deadline:
-                raise diagnose(self.engine).error(attempt)
+                raise self._out_of_time(diagnose(self.engine), attempt)
             line.rejoin(attempt)
         attempt.future = future = self.loop.create_future()
         if line.waiting == 1:
@@ -357,7 +366,7 @@ class Desk(Generic[C]):
     def take_over(self, attempt: Attempt, given: object) -> Slot[C]:
         """Give the slot that was handed off, or raise why there is none."""
         if isinstance(given, Diagnosis):
-            raise given.error(attempt)
+            raise self._out_of_time(given, attempt)
         if given is _TERMINATED:
             raise self.engine.ended_error()
         slot = cast("Slot[C]", given)
@@ -369,6 +378,10 @@ class Desk(Generic[C]):
         slot.site = attempt.site
         slot.claim_id = attempt.id
         return slot
+
+    def _out_of_time(self, diagnosis: Diagnosis, attempt: Attempt) -> ClaimTimeoutError:
+        self.timeouts += 1
+        return diagnosis.error(attempt)
 
     def _queue_full(self) -> QueueFullError:
         return QueueFullError(
@@ -466,7 +479,7 @@ class Desk(Generic[C]):
             limit = min(limit, left)
         elif attempt.timeout > 0 and left > -_STALL:  # after a stall it is prepared all the same: it was at hand
             self._return_untouched(slot)
-            raise diagnose(self.engine).error(attempt)
+            raise self._out_of_time(diagnose(self.engine), attempt)
         call: Call[None] = Call(self.engine.timers, self.engine.connector.on_acquire, slot.connection)
         self.acquiring[call] = slot
         fit = True
@@ -491,6 +504,7 @@ class Desk(Generic[C]):
             self.discard(slot)
             raise self.engine.ended_error()
         slot.owner.acquire_worked()
+        slot.since = self.clock()  # from now on it is the caller's
         return True
 
     def _acquire_ended(self, call: Call[None]) -> None:
@@ -508,6 +522,16 @@ class Desk(Generic[C]):
         self._after_release()
 
     # Coming back.
+
+    def give_back(self, slot: Slot[C], outcome: Outcome, unfit: bool | None = None) -> None:  # noqa: FBT001 - as below
+        """Take a connection back from the caller who had it, and count for how long. Otherwise as release()."""
+        self.note_use(slot)
+        self.release(slot, outcome, unfit)
+
+    def note_use(self, slot: Slot[C]) -> None:
+        """Count for how long a caller had the connection, if somebody wants to know."""
+        if self.timing is not None and not self.loop.is_closed():
+            self.timing.use.add(self.clock() - slot.since)
 
     def release(self, slot: Slot[C], outcome: Outcome, unfit: bool | None = None) -> None:  # noqa: FBT001 - an answer
         """Take a connection back from its claimer. Never waits.

@@ -24,6 +24,7 @@ from qorb._slot import CLAIMED
 from qorb._slot_set import OFFLINE_BACKOFF_CAP, SlotSet
 from qorb._tasks import REPEAT, CallFailedError, TaskOwner, TimerOwner, call_now, logger
 from qorb._termination import Termination
+from qorb._timing import Timing
 from qorb.errors import PoolTerminatedError, ResolveError, describe
 from qorb.stats import Ledger, PoolState, PoolStats
 from qorb.threads import ThreadOwner
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from qorb.events import Event, Observer
     from qorb.policy import Policy
     from qorb.resolver import Resolver
+    from qorb.stats import Timings
 
 C = TypeVar("C")
 
@@ -517,10 +519,24 @@ class Engine(Generic[C]):
         return PoolStats(
             name=self.name,
             state=self.state,
-            claims=self.departed_claims + sum(slots.total_claims for slots in sets.values()),
+            claims=self.claims(),
             waiting=self.desk.line.waiting,
             backends=MappingProxyType({name: slots.stats() for name, slots in sets.items()}),
+            timeouts=self.desk.timeouts,
         )
+
+    def claims(self) -> int:
+        """Count the claims that have got their connection."""
+        return self.departed_claims + sum(slots.total_claims for slots in tuple(self.sets.values()))
+
+    def measure(self, bounds: tuple[float, ...]) -> None:
+        """Count times from now on; those with other bounds are forgotten."""
+        if self.desk.timing is None or self.desk.timing.bounds != bounds:
+            self.desk.timing = Timing(bounds, self.claims())
+
+    def timings(self) -> Timings | None:
+        """Take a snapshot of the times; None when they are not counted."""
+        return None if self.desk.timing is None else self.desk.timing.snapshot(self.claims())
 
     def ledger(self) -> Ledger:
         """List what is alive."""

@@ -320,10 +320,11 @@ class Slot(Generic[C]):
             return
         backend = self.backend = owner.backend
         attempt = owner.attempt_begins(self)
+        began = engine.loop.time()
         try:
             connection = await self._open(backend)
             if self.state is CONNECTING:
-                self._adopt(connection)
+                self._adopt(connection, engine.loop.time() - began)
             elif engine.owner_of(connection) is None:
                 self._outgoing = connection  # told to end meanwhile
         except Interrupted:
@@ -333,8 +334,8 @@ class Slot(Generic[C]):
         finally:
             owner.attempt_ended(self)
 
-    def _adopt(self, connection: C) -> None:
-        """Take a new connection into service. Raises CallFailedError when it is none."""
+    def _adopt(self, connection: C, took: float) -> None:
+        """Take a new connection, made in so many seconds, into service. Raises CallFailedError when it is none."""
         owner, engine = self.owner, self.owner.engine
         if connection is None:
             raise CallFailedError(ConnectError("connect() returned None instead of a connection", self.backend.name))
@@ -372,6 +373,8 @@ class Slot(Generic[C]):
         self.proven = False
         self._expires = self.since + engine.policy.max_lifetime * (1 - 0.1 * engine.rng.random())
         self.set_due_timer()
+        if engine.desk.timing is not None:
+            engine.desk.timing.connect.add(took)
         owner.attempt_succeeded(self)
         self.move(UNCLAIMED)
         owner.serve(self)

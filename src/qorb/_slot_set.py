@@ -613,7 +613,7 @@ class SlotSet(Ranked, Generic[C]):
             checking_slots=self.checking,
             claimed_slots=self.claimed,
             total_claims=self.total_claims,
-            failures=self.failures.count(self.engine.loop.time()),
+            failures=self.failures.held(self.engine.loop.time()),
             last_error=self.last_error_text,
         )
 

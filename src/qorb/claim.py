@@ -128,6 +128,8 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
             slot = desk.take_over(self, given)  # pyright: ignore[reportUnknownArgumentType] - anything goes
         self.slot = slot
         slot.owner.total_claims += 1
+        if desk.timing is not None:
+            desk.timing.wait.add(slot.since - self.started)
         return slot.connection  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - it is claimed
 
     async def _enter(self) -> C:
@@ -161,6 +163,8 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
                 )
             )
         ):
+            if desk.timing is not None:
+                desk.timing.use.add(desk.clock() - slot.since)
             slot.state = UNCLAIMED
             slots = slot.owner
             slots.idle.append(slot)
@@ -184,6 +188,8 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
             )
             and (first := desk.line.pop()) is not None
         ):
+            if desk.timing is not None:
+                desk.timing.use.add(desk.clock() - slot.since)
             if not desk.line.waiting:
                 desk.refresh()
             holder, slot.holder = slot.holder, None  # until the claimer takes over
@@ -193,7 +199,7 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
                 slot.holder = holder
                 desk.release(slot, Outcome.CLEAN, unfit)
         elif get_ident() == desk.thread or desk.engine.forked or desk.loop.is_closed():
-            desk.release(slot, _outcome(kind), unfit)
+            desk.give_back(slot, _outcome(kind), unfit)
         else:
             self._exit_elsewhere(desk, slot, kind)
         return desk.done
@@ -206,7 +212,7 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
         if kind is not GeneratorExit:
             self.slot = slot
             check_thread(desk)
-        desk.at_home(desk.release, slot, _outcome(kind))
+        desk.at_home(desk.give_back, slot, _outcome(kind))
 
     if not TYPE_CHECKING:
         __aenter__ = _enter_quickly
@@ -266,7 +272,7 @@ class Claim(Unique, Generic[C]):
         desk = self._desk_here(slot)
         self._slot = None
         if desk is not None:
-            desk.release(slot, outcome)
+            desk.give_back(slot, outcome)
 
     def discard(self) -> None:
         """Give the connection back to be closed; the slot connects anew. Never suspends; a second call does nothing.
@@ -279,6 +285,7 @@ class Claim(Unique, Generic[C]):
         desk = self._desk_here(slot)
         self._slot = None
         if desk is not None:
+            desk.note_use(slot)
             desk.discard(slot)
 
     def _desk_here(self, slot: Slot[C]) -> Desk[C] | None:
@@ -309,7 +316,7 @@ class Claim(Unique, Generic[C]):
             return
         try:
             # Garbage is collected anywhere: in another thread, or in the midst of a move; and in anybody's context.
-            desk.loop.call_soon_threadsafe(desk.release, slot, Outcome.LEAKED, context=Context())
+            desk.loop.call_soon_threadsafe(desk.give_back, slot, Outcome.LEAKED, context=Context())
         except RuntimeError:  # the loop is closed, and may have been closed at this very moment
             if not slot.detached:
                 return

@@ -52,6 +52,34 @@ class PoolStats:
     """Claims in the waiting line."""
     backends: Mapping[str, BackendStats]
     """Sorted by name; backends that are leaving stay until they are gone."""
+    timeouts: int = 0
+    """Claims so far that ran out of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How often something took how long."""
+
+    bounds: tuple[float, ...]
+    """Seconds, growing: the upper bounds of the buckets, which belong to them. One more bucket has no bound."""
+    counts: tuple[int, ...]
+    """How often, bucket by bucket; not added up. There is one more than there are bounds."""
+    total: int
+    """How often in all."""
+    sum: float
+    """Seconds in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What took how long since Pool.measure(), of this very moment; never changes."""
+
+    wait: Histogram
+    """From claim() until the caller had the connection. A claim that finds one at hand has waited for 0 seconds."""
+    use: Histogram
+    """From there until it was given back."""
+    connect: Histogram
+    """Calls of connect() that gave a connection."""
 
 
 @dataclass(frozen=True, slots=True)

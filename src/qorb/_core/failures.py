@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 
 MAX_REMEMBERED = 1000
@@ -28,6 +29,11 @@ class FailureWindow:
         while times and times[0] + self._length <= now:
             times.popleft()
         return len(times)
+
+    def held(self, now: float) -> int:
+        """Say the same and forget nothing: any thread may ask."""
+        times = tuple(self._times)
+        return len(times) - bisect_right(times, now, key=lambda moment: moment + self._length)
 
     def next_change(self) -> float | None:
         """Say when the oldest failure leaves the window; None when there is none."""
