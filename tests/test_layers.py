@@ -47,8 +47,9 @@ FORBIDDEN_IN_ASYNCIO = {
     *("wait_for", "shield", "gather", "TaskGroup", "Lock", "Condition"),
     *("Semaphore", "BoundedSemaphore", "Queue", "PriorityQueue", "LifoQueue"),
 }
-# What an optional dependency brings along, and shows in what it gives.
-COMES_WITH = {"aiodns": "pycares"}
+# What an optional dependency brings along, and shows in what it gives; or the package that a module is named after less
+# literally.
+COMES_WITH = {"aiodns": "pycares", "prometheus": "prometheus_client", "otel": "opentelemetry"}
 STARTS_TASKS = {"create_task", "ensure_future", "Task"}
 # TaskOwner starts the pool's tasks. The others are programs or tools for tests, with tasks of their own.
 MAY_START_TASKS = {"qorb._tasks", "qorb.testing", "qorb._demo", "qorb._resolve", "qorb.cli"}
