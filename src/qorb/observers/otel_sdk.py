@@ -70,7 +70,7 @@ class TimingsExporter(MetricExporter):
         """Export through this exporter, as it prefers it."""
         preferred = exporter._preferred_temporality  # noqa: SLF001 - where PeriodicExportingMetricReader looks, too
         super().__init__(preferred, exporter._preferred_aggregation)  # noqa: SLF001 - as above
-        self._exporter = exporter
+        self._exporter: Any = exporter  # not all of its signature has types
         self._watched = Watched(pools)
         self._temporality = (preferred or {}).get(HistogramInstrument, AggregationTemporality.CUMULATIVE)
         self._began = time.time_ns()
@@ -79,11 +79,14 @@ class TimingsExporter(MetricExporter):
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: object) -> MetricExportResult:
         """Export what the SDK has collected, and the histograms."""
-        return self._exporter.export(self._joined(metrics_data), timeout_millis=timeout_millis, **kwargs)
+        result: MetricExportResult = self._exporter.export(
+            self._joined(metrics_data), timeout_millis=timeout_millis, **kwargs
+        )
+        return result
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Let the exporter do so."""
-        return self._exporter.force_flush(timeout_millis)
+        return bool(self._exporter.force_flush(timeout_millis))
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: object) -> None:
         """Let the exporter do so."""
@@ -135,6 +138,6 @@ class TimingsExporter(MetricExporter):
             sum=histogram.sum - mark.histogram.sum,
             bucket_counts=[one - before for one, before in zip(histogram.counts, mark.histogram.counts, strict=True)],
             explicit_bounds=histogram.bounds,
-            min=cast("float", None),  # as the protocol has it, where they are optional
-            max=cast("float", None),
+            min=cast("Any", None),  # as the protocol has it, where they are optional
+            max=cast("Any", None),
         )

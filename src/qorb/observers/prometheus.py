@@ -163,32 +163,36 @@ class PoolCollector:
     metrics are those of `exposition`. Raises ImportError, with the command that helps, without prometheus-client.
     """
 
-    __slots__ = ("_pools",)
+    __slots__ = ("_metric", "_pools")
 
     def __init__(self, pools: Iterable[Pool[Any]]) -> None:
         """Collect from these pools, which need not have been started."""
-        try:
-            import prometheus_client  # noqa: F401, PLC0415
-        except ImportError as error:
-            raise ImportError(
-                'PoolCollector needs prometheus-client; run: pip install "qorb[prometheus]"; exposition() needs nothing'
-            ) from error
+        self._metric = _metric_class()
         self._pools = Watched(pools)
 
     def describe(self) -> Iterator[Metric]:
         """Give the metrics without series, so that the registry knows their names."""
-        return map(_metric, _families([]))
+        return (_filled(self._metric, family) for family in _families([]))
 
     def collect(self) -> Iterator[Metric]:
         """Give the numbers of this moment."""
-        return map(_metric, _families(self._pools.read()))
+        return (_filled(self._metric, family) for family in _families(self._pools.read()))
 
 
-def _metric(family: _Family) -> Metric:
-    from prometheus_client import Metric  # noqa: PLC0415 - exposition() is to work without
+def _metric_class() -> type[Metric]:
+    """Import what exposition() is to work without."""
+    try:
+        from prometheus_client import Metric  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(
+            'PoolCollector needs prometheus-client; run: pip install "qorb[prometheus]"; exposition() needs nothing'
+        ) from error
+    return Metric
 
+
+def _filled(kind: type[Metric], family: _Family) -> Metric:
     # Of a counter the registry wants the name without its suffix, which each sample has.
-    metric = Metric(family.name.removesuffix("_total"), family.description, family.kind)
+    metric = kind(family.name.removesuffix("_total"), family.description, family.kind)
     for labels, value in family.samples:
         metric.add_sample(family.name, dict(labels), value)
     for labels, histogram in family.histograms:
