@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qorb._core.quick import quickly_made
 from qorb.errors import kind_of
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from qorb.stats import BackendStats
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Event:
     """Base of all events."""
@@ -26,17 +28,20 @@ class Event:
     pool: str
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class _ClaimEvent(Event):
     claim_id: int
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class _SlotEvent(Event):
     slot_id: int
     backend: str
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class _SlotFailure(_SlotEvent):
     reason: str
@@ -48,6 +53,7 @@ class ClaimStart(_ClaimEvent):
     __slots__ = ()
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class ClaimDone(_ClaimEvent):
     """claim-done: the caller has its connection, after `wait` seconds."""
@@ -56,6 +62,7 @@ class ClaimDone(_ClaimEvent):
     wait: float
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class ClaimFailed(_ClaimEvent):
     """claim-failed: the claim gave up, was refused or was cancelled."""
@@ -64,6 +71,7 @@ class ClaimFailed(_ClaimEvent):
     reason: str
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class ClaimAcquireFailed(_ClaimEvent):
     """claim-acquire-failed: on_acquire failed or timed out; the claim goes on."""
@@ -78,6 +86,7 @@ class PoolClaimStart(_ClaimEvent):
     __slots__ = ()
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class PoolClaimDone(_ClaimEvent):
     """pool-claim-done: the attempt found a slot."""
@@ -91,6 +100,7 @@ class PoolClaimFailed(_ClaimEvent):
     __slots__ = ()
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class SlotSetClaimStart(_ClaimEvent):
     """slot-set-claim-start: one backend is tried."""
@@ -98,6 +108,7 @@ class SlotSetClaimStart(_ClaimEvent):
     backend: str
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class SlotSetClaimDone(_ClaimEvent):
     """slot-set-claim-done: that backend had a slot."""
@@ -106,6 +117,7 @@ class SlotSetClaimDone(_ClaimEvent):
     slot_id: int
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class SlotSetClaimFailed(_ClaimEvent):
     """slot-set-claim-failed: that backend had none that was fit."""
@@ -132,6 +144,7 @@ class ConnectFailed(_SlotFailure):
     __slots__ = ()
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class SlotSetOnline(Event):
     """slot-set-online: the backend has a live connection now."""
@@ -140,6 +153,7 @@ class SlotSetOnline(Event):
     has_unclaimed_slots: bool
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class SlotSetOffline(Event):
     """slot-set-offline: the backend has no live connection any more."""
@@ -148,6 +162,7 @@ class SlotSetOffline(Event):
     has_unclaimed_slots: bool
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class SlotStateChange(Event):
     """slot-state-change: every transition, with the state names that travel on the wire; `stats` is after it."""
@@ -159,6 +174,7 @@ class SlotStateChange(Event):
     stats: BackendStats
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class HandleClaimed(Event):
     """handle-claimed: a slot was taken for a claim, before on_acquire."""
@@ -168,6 +184,7 @@ class HandleClaimed(Event):
     backend: str
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class HandleReturned(Event):
     """handle-returned: the slot is back, or at the pool's end taken back, or its connection detached."""
@@ -213,6 +230,7 @@ class RecycleFailed(_SlotFailure):
     __slots__ = ()
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class RebalanceStart(Event):
     """rebalance-start: the plan is about to be carried out. Positive: slots to start, negative: slots to end."""
@@ -220,6 +238,7 @@ class RebalanceStart(Event):
     plan: Mapping[str, int]
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class RebalanceDone(Event):
     """rebalance-done: the plan has been carried out; connecting and closing go on."""
@@ -227,6 +246,7 @@ class RebalanceDone(Event):
     plan: Mapping[str, int]
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class ResolverUpdated(Event):
     """resolver-updated: names of the backends that came, went, or changed under the same name."""
@@ -236,6 +256,7 @@ class ResolverUpdated(Event):
     changed: tuple[str, ...]
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class ResolverFailed(Event):
     """resolver-failed: there is no newer set of backends, and why; the last one stays."""
@@ -243,6 +264,7 @@ class ResolverFailed(Event):
     reason: str
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class ResolverQueryStart(Event):
     """resolver-query-start: the resolver asks a server."""
@@ -251,6 +273,7 @@ class ResolverQueryStart(Event):
     question: str
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class ResolverQueryDone(Event):
     """resolver-query-done: it has so many records; `ttl`: seconds until the first of them expires."""
@@ -261,6 +284,7 @@ class ResolverQueryDone(Event):
     ttl: float
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class ResolverQueryFailed(Event):
     """resolver-query-failed: it says that there are none, or gives no answer that can be used."""
@@ -270,6 +294,7 @@ class ResolverQueryFailed(Event):
     reason: str
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class PoolTerminateStart(Event):
     """pool-terminate-start."""
@@ -277,6 +302,7 @@ class PoolTerminateStart(Event):
     left: str
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class PoolTerminateDone(Event):
     """pool-terminate-done: nothing of the pool is running any more."""

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qorb._core.quick import quickly_made
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -21,6 +23,7 @@ class PoolState(enum.Enum):
     TERMINATED = "terminated"
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class BackendStats:
     """One backend's numbers. The five counters bear the original's names, which travel on the wire."""

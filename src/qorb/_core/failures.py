@@ -32,6 +32,8 @@ class FailureWindow:
 
     def held(self, now: float) -> int:
         """Say the same and forget nothing: any thread may ask."""
+        if not self._times:
+            return 0
         times = tuple(self._times)
         return len(times) - bisect_right(times, now, key=lambda moment: moment + self._length)
 
