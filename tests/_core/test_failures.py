@@ -51,6 +51,7 @@ def test_counting_is_what_looking_at_each_would_give(times, now, length):
 
 def test_asking_how_many_there_are_held_forgets_none():
     window = FailureWindow(10.0)
+    assert window.held(0.0) == 0
     for moment in (0.0, 1.0, 5.0):
         window.add(moment)
     assert [window.held(now) for now in (5.0, 9.9, 10.0, 11.0, 15.0)] == [3, 3, 2, 1, 0]

@@ -138,6 +138,12 @@ def test_what_nobody_wants_any_longer_is_no_failure(event):
     assert records.kept == []
 
 
+def test_a_connector_that_cancels_itself_has_failed():
+    records = Records(logging.INFO)
+    LoggingObserver(records.logger)(events.ConnectFailed("p", 1, "b0", "CancelledError"))
+    assert [record.levelname for record in records.kept] == ["WARNING"]
+
+
 def test_a_flood_is_one_record_a_second_for_each_backend_with_the_number_of_those_left_out():
     records = Records(logging.INFO)
     flood = failures(100) + failures(10, "b1")

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
 from qorb import events
+from qorb.observers._failures import given_up
 from qorb.stats import BackendStats
 
 if TYPE_CHECKING:
@@ -58,10 +59,6 @@ _RECORDS: Final[Mapping[type[Event], tuple[int, str]]] = {
     events.PoolTerminateDone: (_INFO, "the termination is over; left: %(left)s"),
 }
 _UNKNOWN: Final = (_DEBUG, "%(event)s")
-
-_QUIET_REASONS: Final = ("given up", "CancelledError", "PoolTerminatedError")
-"""A failure for one of these reasons says nothing about the service: somebody did not want it any longer."""
-
 
 _Key = tuple[str, str, str]
 """Of what there is one record a second: the name of the event's class, the pool, the backend (or server) or ""."""
@@ -122,7 +119,7 @@ class LoggingObserver:
             self._ending.discard(event.pool)
         elif isinstance(event, events.SlotSetOffline):
             return _INFO if event.pool in self._ending else level
-        elif str(getattr(event, "reason", "")).startswith(_QUIET_REASONS):
+        elif given_up(event):
             return _DEBUG
         return level
 

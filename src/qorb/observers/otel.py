@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from qorb import events
+from qorb.observers._failures import given_up
 from qorb.observers._reading import Reading, Watched
 from qorb.stats import PoolState
 
@@ -154,7 +155,7 @@ class SpanObserver:
             case events.ClaimDone():
                 self._claims.pop(event.claim_id).end()
             case events.ClaimFailed():
-                _fail(self._claims.pop(event.claim_id), event.reason)
+                _fail(self._claims.pop(event.claim_id), event)
             case events.ConnectStart():
                 span = self._start("qorb connect", event.pool, SpanKind.CLIENT)
                 span.set_attributes({_BACKEND: event.backend, "qorb.slot.id": event.slot_id})
@@ -162,7 +163,7 @@ class SpanObserver:
             case events.ConnectDone():
                 self._connects.pop(event.slot_id).end()
             case events.ConnectFailed():
-                _fail(self._connects.pop(event.slot_id), event.reason)
+                _fail(self._connects.pop(event.slot_id), event)
             case _:
                 pass
 
@@ -170,9 +171,9 @@ class SpanObserver:
         return self._tracer.start_span(name, kind=kind, attributes={POOL_NAME: pool})
 
 
-def _fail(span: Span, reason: str) -> None:
-    span.set_attribute("qorb.reason", reason)
-    if not reason.startswith(("given up", "CancelledError", "PoolTerminatedError")):
-        span.set_attribute("error.type", reason.partition(":")[0])
-        span.set_status(Status(StatusCode.ERROR, reason))
+def _fail(span: Span, event: events.ClaimFailed | events.ConnectFailed) -> None:
+    span.set_attribute("qorb.reason", event.reason)
+    if not given_up(event):
+        span.set_attribute("error.type", event.reason.partition(":")[0])
+        span.set_status(Status(StatusCode.ERROR, event.reason))
     span.end()
