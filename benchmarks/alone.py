@@ -106,9 +106,12 @@ def timings(effort: Effort) -> list[Figure]:
         "off": partial(_claim, 3, 16, None, effort.claims),
         "deleted": partial(_claim_with, without_tests_for_timings, effort.claims),
         "on": partial(_claim, 3, 16, None, effort.claims, measured=True),
+        "waiting, off": partial(_claim_in_a_crowd, 300, effort.claims, measured=False),
+        "waiting, on": partial(_claim_in_a_crowd, 300, effort.claims, measured=True),
     }
     samples = by_turns(contestants, rounds)
     added = median(on - off for on, off in zip(samples["on"], samples["off"], strict=True))
+    waiting = median(on - off for on, off in zip(samples["waiting, on"], samples["waiting, off"], strict=True))
     return [
         Figure("one claim whose times are not counted", median(samples["off"]) * 1e6, "µs"),
         Figure(
@@ -117,6 +120,8 @@ def timings(effort: Effort) -> list[Figure]:
             "times",
         ),
         Figure("what Pool.measure() adds to a claim", added * 1e6, "µs", 0.3),
+        Figure("one claim that waits, of 300 tasks", median(samples["waiting, off"]) * 1e6, "µs"),
+        Figure("what Pool.measure() adds to a claim that waits", waiting * 1e6, "µs"),
         *_recording(effort),
     ]
 
@@ -163,6 +168,22 @@ async def _claim(
         started = thread_time()
         await _claim_often(pool, claims)
         return (thread_time() - started) / claims
+
+
+async def _claim_in_a_crowd(tasks: int, claims: int, *, measured: bool) -> float:
+    """Claim in many tasks side by side, on 16 connections, each of which is held for one turn of the loop."""
+
+    async def claim_often() -> None:
+        for _ in range(claims // tasks):
+            async with pool.claim():
+                await asyncio.sleep(0)
+
+    async with open_pool(backends(3), 16) as pool:
+        if measured:
+            pool.measure()
+        started = thread_time()
+        await asyncio.wait([asyncio.create_task(claim_often()) for _ in range(tasks)])
+        return (thread_time() - started) / (claims // tasks * tasks)
 
 
 async def _claim_with(
