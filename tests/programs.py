@@ -310,6 +310,7 @@ async def assert_forked(pool: Pool[TcpStream], *claims: Claim[TcpStream]) -> Non
         pool.abort,
         pool.stats,
         pool.ledger,
+        pool.explain,
         *(functools.partial(getattr, one, "connection") for one in claims),
     ):
         try:

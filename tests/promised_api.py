@@ -106,6 +106,7 @@ class Pool:
     def abort(self): ...
     def stats(self): ...
     def ledger(self): ...
+    def explain(self): ...
 
 
 class ClaimRequest:
@@ -123,6 +124,21 @@ class Claim:
     def discard(self): ...
     def __enter__(self): ...
     def __exit__(self, *exc): ...
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    pool: str
+    state: PoolState
+    verdict: str
+    holders: object
+    waiting: object
+    backends: object
+    plan: object
+    advice: object = ()
+
+    def as_dict(self): ...
+    def __str__(self): ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +296,7 @@ ERRORS = (
 PROMISED = {
     "qorb": (
         *(Backend, Resolver, Monitor, Outcome, Connector, Policy, PoolState, Pool, ClaimRequest, Claim),
-        *(BackendStats, PoolStats, Ledger, Event),
+        *(BackendStats, PoolStats, Ledger, Explanation, Event),
         *ERRORS,
     ),
     "qorb.errors": ERRORS,

@@ -16,8 +16,8 @@ from qorb import (
     Resolver,
     TerminationError,
 )
-from qorb._diagnosis import duration
 from qorb._tasks import where
+from qorb.explanation import duration
 from qorb.testing import FakeConnector, run
 from tests.pools import backends, hold, now, opened
 from tests.visits import Bare

@@ -18,7 +18,7 @@ SRC = Path(__file__).parent.parent / "src"
 # entered here.
 LAYERS = (
     {"_core"},
-    {"errors", "backend", "policy", "stats", "connector", "events", "publishing", "credentials"},
+    {"errors", "backend", "policy", "stats", "connector", "events", "publishing", "credentials", "explanation"},
     {"threads", "workers"},
     {"_tasks", "_home", "_timing"},
     {"_resolving"},
@@ -26,6 +26,7 @@ LAYERS = (
     {"watching"},
     {"_slot"},
     {"_slot_set"},
+    {"_look"},
     {"_diagnosis", "_termination"},
     {"_desk"},
     {"_engine"},
@@ -33,7 +34,17 @@ LAYERS = (
     {"pool"},
 )
 # The parts of the pool know the types of their owners, for news goes up to them; at run time they import none of them.
-KNOW_THE_TYPES_ABOVE = {"_resolving", "_slot", "_slot_set", "_diagnosis", "_termination", "_desk", "_engine", "claim"}
+KNOW_THE_TYPES_ABOVE = {
+    "_resolving",
+    "_slot",
+    "_slot_set",
+    "_look",
+    "_diagnosis",
+    "_termination",
+    "_desk",
+    "_engine",
+    "claim",
+}
 # These are built on the pool, as users' code is: they import the public modules only (and their own private ones).
 GUESTS = {"resolvers", "connectors", "observers", "top", "testing", "cli", "_demo", "_resolve"}
 # The programs behind the commands, which start them.

@@ -24,6 +24,7 @@ from qorb.errors import (
     WrongLoopError,
 )
 from qorb.events import Event, Observer
+from qorb.explanation import Explanation
 from qorb.policy import Policy
 from qorb.pool import Pool
 from qorb.resolver import Monitor, Resolver
@@ -44,6 +45,7 @@ __all__ = [
     "Connector",
     "Event",
     "Histogram",
+    "Explanation",
     "Ledger",
     "Monitor",
     "NoBackendsError",

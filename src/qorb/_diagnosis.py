@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from operator import itemgetter
+import dataclasses
+import threading
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from qorb._slot import CLAIMED, CONNECTING
-from qorb._tasks import where
-from qorb.errors import (
-    AllClaimsUsedError,
-    ClaimTimeoutError,
-    Holder,
-    NoBackendsError,
-    NoBackendsOnlineError,
-)
+from qorb._look import Look, blank, place_of, plight, remedy, task_name, task_of, unconnected, unresolved, unused
+from qorb._tasks import thread_place
+from qorb.errors import AllClaimsUsedError, ClaimTimeoutError, Holder, NoBackendsError, NoBackendsOnlineError
 
 if TYPE_CHECKING:
-    import asyncio
-
     from qorb._desk import Attempt
     from qorb._engine import Engine
     from qorb._slot import Slot
-    from qorb._slot_set import SlotSet
+    from qorb.explanation import Explanation
 
 _BACKENDS_LISTED = 10
 _HOLDERS_LISTED = 3
 _WAITERS_LISTED = 3
-_JUST_NOW = 1.0
-"""Seconds; what is older is dated."""
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_LARGE = 200
+"""From so many backends and claims out, all in all, explanations are taken less often than claims fail."""
+_REST = 250e-6
+"""Seconds for each of them until the next is taken: fifty times what it costs."""
+_LOOKS = 100
+"""From another thread it is looked so many times at a pool that changes meanwhile."""
 
 
 class Diagnosis:
@@ -39,16 +35,17 @@ class Diagnosis:
         self,
         kind: type[ClaimTimeoutError],
         reason: str,
+        look: Look,
         cause: BaseException | None = None,
-        held: dict[asyncio.Task[Any], list[Slot[Any]]] | None = None,
         **facts: Any,  # noqa: ANN401 - what the class of the error wants
     ) -> None:
-        """Take the class of the error, its text, what it is chained to, who holds what, and the error's attributes."""
+        """Take the class of the error, its text, how the pool looks, what it is chained to, and its attributes."""
         self._kind = kind
         self._facts = facts
         self._reason = reason
         self._cause = cause
-        self._held = held or {}
+        self._held = look.held
+        self._explanation = _explanation(look, kind)
 
     def error(self, attempt: Attempt, missing: str = "no connection") -> ClaimTimeoutError:
         """Make the error for one claim; `missing` says what there was not in time."""
@@ -56,193 +53,133 @@ class Diagnosis:
         if attempt.timeout > 0:
             text = f"{missing} within {attempt.timeout:g} s: {text}"
         own = self._held.get(attempt.task, []) if attempt.task is not None else []
+        explanation = self._explanation
         if own:
             count = "a connection" if len(own) == 1 else f"{len(own)} connections"
-            text += f". This task itself already holds {count} of this pool: it may be waiting for itself"
+            itself = f"This task itself already holds {count} of this pool: it may be waiting for itself"
+            text += f". {itself}"
+            explanation = dataclasses.replace(explanation, verdict=f"{explanation.verdict}. {itself}")
         if attempt.failure is not None:
             text += ". on_acquire refused every connection that it was given"
         error = self._kind(text, **self._facts)
+        error.explanation = explanation
         error.__cause__ = attempt.failure if attempt.failure is not None else self._cause
         return error
 
 
+_latest: WeakKeyDictionary[Engine[Any], tuple[type[ClaimTimeoutError], float, Explanation]] = WeakKeyDictionary()
+"""The last explanation of each large pool, with the kind of error and the moment that it was taken for."""
+
+
+def _explanation(look: Look, kind: type[ClaimTimeoutError]) -> Explanation:
+    """Explain, or give the last explanation: claims that fail one by one must not take a large pool's time."""
+    size = len(look.sets) + len(look.claimed)
+    if size < _LARGE:
+        return look.explanation()
+    latest, moment, explanation = _latest.get(look.engine, (None, 0.0, None))
+    if explanation is None or latest is not kind or look.now - moment > size * _REST:
+        explanation = look.explanation()
+        _latest[look.engine] = (kind, look.now, explanation)
+    return explanation
+
+
 def diagnose(engine: Engine[Any]) -> Diagnosis:
     """Look at the pool and say what keeps it from serving a claim."""
+    look = Look(engine)
     if not engine.backends:
-        return _no_backends(engine)
+        return _no_backends(look)
     if not any(engine.sets[name].online for name in engine.backends):
-        return _none_online(engine)
-    return _all_used(engine)
+        return _none_online(look)
+    return _all_used(look)
 
 
-def _no_backends(engine: Engine[Any]) -> Diagnosis:
-    text = f"pool {engine.name}: the resolver {type(engine.resolver).__name__} knows no backend"
-    if engine.resolver_error_text is not None:
-        text += f"; its last error: {engine.resolver_error_text}"
-    elif not engine.published:
-        text += " yet; it may need more time than the claim had"
-    else:
-        text += "; the last set that it published is empty: look at what it reads"
+def explain(engine: Engine[Any]) -> Explanation:
+    """Say how the pool stands; from another thread than the pool's, at moments that may differ a little."""
+    if threading.get_ident() == engine.desk.thread:
+        return Look(engine).explanation()
+    for _ in range(_LOOKS):
+        try:
+            return Look(engine, thread_place(engine.desk.thread)).explanation()
+        except (RuntimeError, LookupError, AttributeError, ValueError):  # something changed while it was gone through
+            continue
+    verdict = "not to be seen from another thread, so fast does it change; ask in its own"
+    return blank(engine.name, engine.state, verdict, engine.policy)
+
+
+def _no_backends(look: Look) -> Diagnosis:
+    engine = look.engine
     last_error = engine.resolver_error_text
-    return Diagnosis(NoBackendsError, text, engine.resolver_error, pool=engine.name, last_error=last_error)
+    text = f"pool {engine.name}: {unresolved(engine)}"
+    return Diagnosis(NoBackendsError, text, look, engine.resolver_error, pool=engine.name, last_error=last_error)
 
 
-def _none_online(engine: Engine[Any]) -> Diagnosis:
+def _none_online(look: Look) -> Diagnosis:
+    engine, now = look.engine, look.now
     sets = [engine.sets[name] for name in sorted(engine.backends)]
-    now = engine.loop.time()
-    listed = [f"{slots.backend.name}: {_plight(slots, now)}" for slots in sets[:_BACKENDS_LISTED]]
+    listed = [f"{slots.backend.name}: {plight(slots, now)}" for slots in sets[:_BACKENDS_LISTED]]
     if len(sets) > _BACKENDS_LISTED:
         listed.append(f"and {len(sets) - _BACKENDS_LISTED} more")
     newest = max(sets, key=lambda slots: slots.last_error_time)
-    count = "the only backend has" if len(sets) == 1 else f"none of {len(sets)} backends has"
-    text = f"pool {engine.name}: {count} {'no' if len(sets) == 1 else 'a'} live connection ({'; '.join(listed)})"
+    text = f"pool {engine.name}: {unconnected(len(sets))} ({'; '.join(listed)})"
     errors = {slots.backend.name: slots.last_error_text for slots in sets}
-    return Diagnosis(NoBackendsOnlineError, text, newest.last_error, _held(engine), pool=engine.name, errors=errors)
+    return Diagnosis(NoBackendsOnlineError, text, look, newest.last_error, pool=engine.name, errors=errors)
 
 
-def _all_used(engine: Engine[Any]) -> Diagnosis:
-    claimed = [slot for slots in engine.sets.values() for slot in slots.slots if slot.state is CLAIMED]
-    claimed.sort(key=lambda slot: slot.since)
-    now = engine.loop.time()
-    limit = min(engine.policy.max_slots, engine.policy.max_slots_per_backend * len(engine.backends))
-    text = f"pool {engine.name}: {len(claimed)} of at most {limit} connections are in use"
-    if len(claimed) < limit:
-        text += f"; the others: {_not_ready(engine)}"
+def _all_used(look: Look) -> Diagnosis:
+    engine, claimed, waiting = look.engine, look.claimed, look.waiting
+    text = f"pool {engine.name}: {len(claimed)} of at most {look.limit} connections are in use"
+    if len(claimed) < look.limit:
+        text += f"; the others: {unused(look)}"
     if claimed:
-        text += "; held longest: " + "; ".join(_longest(claimed, now))
-    waiting = engine.desk.line.waiting
+        text += "; held longest: " + "; ".join(_longest(look))
     if waiting:
-        names = [_task_name(attempt) for _, attempt in zip(range(_WAITERS_LISTED), engine.desk.line, strict=False)]
+        names = [_task_name(attempt) for attempt in look.front[:_WAITERS_LISTED]]
         more = ", ..." if waiting > len(names) else ""
         text += f"; others still waiting: {waiting} ({', '.join(names)}{more})"
-    if len(claimed) >= limit:
-        cap = "max_slots" if limit == engine.policy.max_slots else "max_slots_per_backend"
-        text += f". Hold claims for less time, or raise {cap}"
-    holders = tuple(_holder_of(slot, now) for slot in claimed)
-    facts = {"pool": engine.name, "holders": holders, "limit": limit, "waiting": waiting}
-    return Diagnosis(AllClaimsUsedError, text, None, _held(engine), **facts)
+    if len(claimed) >= look.limit:
+        text += f". {remedy(look)}"
+    facts: dict[str, Any] = {"pool": engine.name, "holders": look.holders, "limit": look.limit, "waiting": waiting}
+    return Diagnosis(AllClaimsUsedError, text, look, **facts)
 
 
-def _holder_of(slot: Slot[Any], now: float) -> Holder:
-    task = _task_of(slot)
-    name = task.get_name() if task is not None else None
-    return Holder(slot.owner.backend.name, slot.id, now - slot.since, name, slot.site)
-
-
-def _plight(slots: SlotSet[Any], now: float) -> str:
-    """Say what keeps a backend from being connected: what is under way, and what went wrong last and how long ago."""
-    under_way = _under_way(slots, now)
-    trouble, moment = slots.last_error_text, slots.last_error_time
-    if slots.lost_at > moment:
-        trouble, moment = "its connections were closed", slots.lost_at
-    if trouble is None:
-        return under_way or ("waiting to connect" if slots.last_attempt > -math.inf else "not tried yet")
-    if now - moment < _JUST_NOW:
-        return trouble
-    ago = f"{duration(now - moment)} ago"
-    return f"{under_way} ({ago}: {trouble})" if under_way else f"{trouble} ({ago})"
-
-
-def _under_way(slots: SlotSet[Any], now: float) -> str:
-    """Say what of the connector has been under way for longest in those slots that are not connected."""
-    calls = [(slot.call.since, slot) for slot in slots.slots if slot.state is CONNECTING and slot.call is not None]
-    if not calls:
-        return ""
-    began, slot = min(calls, key=itemgetter(0))
-    what = "connecting" if slot.attempting else "closing its last connection"
-    return f"{what} for {duration(now - began)}"
-
-
-def duration(seconds: float) -> str:
-    """Write a time in the unit that suits it."""
-    if seconds < 2 * _MINUTE:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"  # noqa: PLR2004 - two digits are enough
-    if seconds < 2 * _HOUR:
-        return f"{seconds // _MINUTE:.0f} min"
-    return f"{seconds // _HOUR:.0f} h" if seconds < 2 * _DAY else f"{seconds // _DAY:.0f} days"
-
-
-def _not_ready(engine: Engine[Any]) -> str:
-    idle = sum(slots.unclaimed for slots in engine.sets.values())
-    connecting = sum(slots.connecting for slots in engine.sets.values())
-    checking = sum(slots.checking for slots in engine.sets.values())
-    now = engine.loop.time()
-    errors = [
-        f"{slots.backend.name}: {_plight(slots, now)}"
-        for slots in engine.sets.values()
-        if slots.connecting and slots.last_error_text
-    ]
-    counts = [(idle, "idle"), (connecting, "connecting"), (checking, "being checked or recycled")]
-    text = ", ".join(f"{count} {what}" for count, what in counts if count) or "none connected yet"
-    return f"{text} ({'; '.join(errors[:_HOLDERS_LISTED])})" if errors else text
-
-
-def _longest(claimed: list[Slot[Any]], now: float) -> list[str]:
-    """Describe the claims that are held longest, those of one task together; `claimed` are all, the longest first."""
-    by_task: dict[asyncio.Task[Any] | None, list[Slot[Any]]] = {}
-    for slot in claimed:
-        by_task.setdefault(_task_of(slot), []).append(slot)
-    texts: dict[asyncio.Task[Any] | None, str] = {}
-    for slot in claimed[:_HOLDERS_LISTED]:
-        task = _task_of(slot)
-        if task is None or len(by_task[task]) == 1:
-            texts.setdefault(task, "")
-            texts[task] += ("; " if texts[task] else "") + describe_holder(slot, now)
+def _longest(look: Look) -> list[str]:
+    """Describe the claims that are held longest, those of one task together."""
+    texts: dict[object, str] = {}
+    longest = list(zip(look.claimed, look.holders, strict=True))[:_HOLDERS_LISTED]
+    for slot, holder in longest:
+        task = task_of(slot)
+        if task is None or holder.of_task == 1:
+            texts[slot] = str(holder)
         elif task not in texts:
-            texts[task] = _describe_hoarder(task, by_task[task], claimed[:_HOLDERS_LISTED], now)
+            texts[task] = _describe_hoarder([other for one, other in longest if task_of(one) is task])
     return list(texts.values())
 
 
-def _describe_hoarder(task: asyncio.Task[Any], own: list[Slot[Any]], longest: list[Slot[Any]], now: float) -> str:
+def _describe_hoarder(own: list[Holder]) -> str:
     """Say what a task with several connections holds: how many, how long those of the longest held ones, and where."""
-    listed = [slot for slot in own if slot in longest]
-    times = ", ".join(f"{now - slot.since:.1f} s" for slot in listed)
-    text = f"{times} by task {task.get_name()!r}, which holds {len(own)} of them"
-    sites = dict.fromkeys(slot.site for slot in listed if slot.site is not None)
+    times = ", ".join(f"{holder.seconds:.1f} s" for holder in own)
+    text = f"{times} by {own[0].who}, which holds {own[0].of_task} of them"
+    sites = dict.fromkeys(holder.site for holder in own if holder.site is not None)
     if sites:
         text += f", claimed at {' and '.join(sites)}"
-    return text + _now_in(task)
+    return text if own[0].now is None else f"{text}, now in {own[0].now}"
+
+
+def _task_name(attempt: Attempt) -> str:
+    return repr(task_name(attempt.task)) if attempt.task is not None else "a task"
 
 
 def describe_holder(slot: Slot[Any], now: float) -> str:
     """Say who holds a connection, for how long, where it was claimed if known, and where the holder is now."""
-    if slot.holder is None:
-        return holder(slot)
-    text = f"{now - slot.since:.1f} s by {holder(slot)}"
-    if slot.site is not None:
-        text += f", claimed at {slot.site}"
-    return text + _now_in(_task_of(slot))
+    task = task_of(slot)
+    name, place = (task_name(task), place_of(task)) if task is not None else (None, None)
+    site, handed_off = slot.site, slot.holder is None
+    return str(Holder(slot.owner.backend.name, slot.id, now - slot.since, name, site, place, handed_off=handed_off))
 
 
 def holder(slot: Slot[Any]) -> str:
     """Name the task that holds a connection."""
     if slot.holder is None:
         return "one that is being handed off to a waiting claim"
-    task = _task_of(slot)
-    return f"task {task.get_name()!r}" if task is not None else "a task that has ended"
-
-
-def _task_of(slot: Slot[Any]) -> asyncio.Task[Any] | None:
-    return slot.holder() if slot.holder is not None else None
-
-
-def _now_in(task: asyncio.Task[Any] | None) -> str:
-    coroutine: Any = task.get_coro() if task is not None and not task.done() else None
-    if coroutine is None or getattr(coroutine, "cr_running", False):  # one that runs is the one that asks
-        return ""
-    return f", now in {where(coroutine)}"
-
-
-def _task_name(attempt: Attempt) -> str:
-    return repr(attempt.task.get_name()) if attempt.task is not None else "a task"
-
-
-def _held(engine: Engine[Any]) -> dict[asyncio.Task[Any], list[Slot[Any]]]:
-    held: dict[asyncio.Task[Any], list[Slot[Any]]] = {}
-    for slots in engine.sets.values():
-        for slot in slots.slots:
-            if slot.state is CLAIMED and slot.holder is not None:
-                task = slot.holder()
-                if task is not None:
-                    held.setdefault(task, []).append(slot)
-    return held
+    task = task_of(slot)
+    return f"task {task_name(task)!r}" if task is not None else "a task that has ended"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import os
+import sys
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -14,7 +16,7 @@ from qorb.threads import employer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
-    from types import CodeType
+    from types import FrameType
 
     from qorb.threads import ThreadOwner
 
@@ -297,6 +299,9 @@ async def _enter(function: Callable[..., Awaitable[T]], arguments: tuple[object,
     return await function(*arguments)
 
 
+_ENTER = _enter.__code__
+
+
 class Life(Protocol):
     """What a TaskOwner runs."""
 
@@ -390,28 +395,42 @@ class TaskOwner:
             life.settle(task)
 
 
-def where(coroutine: Any) -> str:  # noqa: ANN401 - coroutines, generators and awaitables of any kind
+def where(coroutine: Any, but: str = "<") -> str:  # noqa: ANN401 - coroutines, generators and awaitables of any kind
     """Say where a suspended coroutine waits: function, file and line of its innermost frame.
 
     That is the innermost one outside the standard library, where there is one: that something sleeps in asyncio tells
-    nobody what it is.
+    nobody what it is. Nor is it one in the folder `but`, then.
     """
-    innermost = telling = ""
+    innermost = telling = None
     for _ in range(100):
-        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+        frame: FrameType | None = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
         if frame is None:
             break
-        code: CodeType = frame.f_code
-        innermost = f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
-        if code is not _enter.__code__ and not _is_of_python(code.co_filename):
-            telling = innermost
+        innermost = frame
+        code = frame.f_code
+        if code is not _ENTER and not _is_of_python(code.co_filename) and not code.co_filename.startswith(but):
+            telling = frame
         coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
-    return telling or innermost or "not started yet"
+    frame = telling or innermost
+    return _place(frame) if frame is not None else "not started yet"
+
+
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})"
+
+
+def thread_place(thread: int) -> str | None:
+    """Say where a thread is: its innermost frame outside the standard library; None when it has ended."""
+    frame: FrameType | None = sys._current_frames().get(thread)  # noqa: SLF001 - the only way
+    while frame is not None and _is_of_python(frame.f_code.co_filename):
+        frame = frame.f_back
+    return _place(frame) if frame is not None else None
 
 
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep  # noqa: PTH120 - compared as text
 
 
+@functools.lru_cache(1000)
 def _is_of_python(filename: str) -> bool:
     """Whether a file belongs to the standard library, among whose folders lies that of what was installed."""
     if filename.startswith("<frozen "):

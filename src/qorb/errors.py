@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Self, TypeGuard
 
+    from qorb.explanation import Explanation
     from qorb.stats import Ledger
 
 _MAX_TEXT = 500
@@ -63,7 +64,14 @@ class ClaimError(PoolError):
 
 # TimeoutError takes texts and nothing else, and PoolError gives it those.
 class ClaimTimeoutError(ClaimError, TimeoutError):  # pyright: ignore[reportUnsafeMultipleInheritance]
-    """A claim was not served in time. Never raised itself: its subclasses say why."""
+    """A claim was not served in time. Never raised itself: its subclasses say why.
+
+    `explanation` is what Pool.explain() said when the claim was given up; None for an error that no pool made. Claims
+    that are given up together share it; from 200 backends and claims out on, all in all, also those that are given up
+    soon after each other: with a thousand, within a quarter of a second.
+    """
+
+    explanation: Explanation | None = None
 
 
 class NoBackendsError(ClaimTimeoutError):
@@ -89,16 +97,45 @@ class NoBackendsOnlineError(ClaimTimeoutError):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One claim that was out when an AllClaimsUsedError was raised."""
+    """One claim that was out when an AllClaimsUsedError was raised, or when Pool.explain() was called."""
 
     backend: str
     slot_id: int
     seconds: float
     """For how long."""
     task: str | None
-    """The name of the task that has it; None when that has ended, or is about to get it."""
+    """The name of the task that has it; None when that is gone, or is about to get it."""
     site: str | None
     """Where it was claimed, if that is known: in debug mode, or when tracemalloc was on as the pool was started."""
+    now: str | None = None
+    """Where that task stands: function, file and line, outside the standard library if it is anywhere else.
+
+    None when it has ended, when it is running at this moment, and beyond the 50 that are held longest.
+    """
+    coroutine: str | None = None
+    """The name of the function that the task runs."""
+    of_task: int = 1
+    """So many connections of the pool the task holds."""
+    asks: bool = False
+    """The task waits for another connection of the pool meanwhile: it may be waiting for itself."""
+    handed_off: bool = False
+    """Nobody has it yet: it is on its way to a claim that waited."""
+    ended: bool = False
+    """The task has ended: if it has not passed the claim on, nobody will release it."""
+
+    def __str__(self) -> str:
+        """Say who holds a connection, for how long, where it was claimed if known, and where the holder is now."""
+        if self.handed_off:
+            return "one that is being handed off to a waiting claim"
+        text = f"{self.seconds:.1f} s by {self.who}"
+        if self.site is not None:
+            text += f", claimed at {self.site}"
+        return text if self.now is None else f"{text}, now in {self.now}"
+
+    @property
+    def who(self) -> str:
+        """Name the task."""
+        return "a task that has ended" if self.task is None else f"task {shown(self.task)}"
 
 
 class AllClaimsUsedError(ClaimTimeoutError):

@@ -13,9 +13,11 @@ from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 
+from qorb._diagnosis import explain
 from qorb._engine import Engine, terminated_error
 from qorb._home import Unique
 from qorb._timing import BOUNDS, Timing, checked_bounds
+from qorb._look import explain_unopened
 from qorb.claim import ClaimRequest, call_site
 from qorb.connector import Connector
 from qorb.errors import PoolError, PoolNotStartedError, check_name, kind_of, shown
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from qorb._desk import Desk
     from qorb.events import Observer
     from qorb.stats import Timings
+    from qorb.explanation import Explanation
 
 C = TypeVar("C")
 
@@ -252,6 +255,19 @@ class Pool(Unique, Generic[C]):
             return Ledger((), 0, 0, 0, 0)
         engine.home.check_process()
         return engine.ledger()
+
+    def explain(self) -> Explanation:
+        """Say why claims are served or not: who holds the connections, who waits, how the backends stand, and the plan.
+
+        `print(pool.explain())` is for people. In whatever state the pool is; raises PoolForkedError in a child process,
+        and nothing else. May be called from any thread: in another than the pool's, what is told together may be of
+        moments that differ a little. Takes microseconds for each slot and each backend, and changes nothing.
+        """
+        engine = self._engine
+        if engine is None:
+            return explain_unopened(self.name, self._state, self.policy)
+        engine.home.check_process()
+        return explain(engine)
 
     def _running_desk(self) -> Desk[C]:
         """Give the desk, or raise why there is none. For claims."""
