@@ -71,6 +71,7 @@ class Look:
         self.claimed = [slot for slots in self.sets for slot in tuple(slots.slots) if slot.state is CLAIMED]
         self.claimed.sort(key=lambda slot: slot.since if slot.holder is not None else now)
         self.held = _held(self.claimed)
+        self.preparing = {slot: call for call, slot in tuple(engine.desk.acquiring.items())}
         policy = engine.policy
         self.limit = min(policy.max_slots, policy.max_slots_per_backend * len(engine.backends))
         line = engine.desk.line
@@ -113,7 +114,15 @@ class Look:
             self.now - moment if error is not None else None,
             pause if pause > 0 and slots.connecting > slots.attempting else None,
             plight(slots, self.now) if off and not slots.leaving else "",
+            self._under_way(slots),
         )
+
+    def _under_way(self, slots: SlotSet[Any]) -> str | None:
+        """Say what of the connector has been under way for longest, whatever it is, and where."""
+        calls = [slot.call for slot in tuple(slots.slots) if slot.call is not None]
+        calls += [call for slot, call in self.preparing.items() if slot.owner is slots]
+        oldest = min(calls, key=attrgetter("since"), default=None)
+        return oldest.describe() if oldest is not None and self.now - oldest.since > _JUST_NOW else None
 
 
 # The verdict.
@@ -148,7 +157,7 @@ def _want(look: Look) -> str:
     idle = sum([len(slots.idle) for slots in sets])
     if idle:
         return _at_hand(look, idle) + (f"; {offline} of {len(sets)} backends without a connection" if offline else "")
-    others = f"; the others: {unused(look)}" if len(look.claimed) < look.limit else ""
+    others = f"; {'the others: ' * bool(look.claimed)}{unused(look)}" if len(look.claimed) < look.limit else ""
     return _in_use(look) + _charge(look) + others
 
 
@@ -191,6 +200,8 @@ def _charge(look: Look) -> str:
     holders = look.holders
     if not holders:
         return ""
+    if _most_prepare(look):
+        return f"; most of them wait for the connector's on_acquire: {sum([holder.preparing for holder in holders])}"
     asking = sum([holder.asks for holder in holders])
     if asking == len(holders):
         if asking == 1:
@@ -200,6 +211,11 @@ def _charge(look: Look) -> str:
     if asking:
         text += f"; {asking} by {'a task that asks' if asking == 1 else 'tasks that ask'} for another one meanwhile"
     return text
+
+
+def _most_prepare(look: Look) -> bool:
+    """Whether it is the connector that has most of what is in use, and not yet those who claimed it."""
+    return 2 * len(look.preparing) > len(look.holders)
 
 
 def _by_whom(look: Look) -> str:
@@ -215,7 +231,7 @@ def _by_whom(look: Look) -> str:
     for holder in long:
         by_kind.setdefault(kind_of(holder), []).append(holder)
     most = max(by_kind.values(), key=len)
-    if 2 * len(most) < len(long):
+    if len(by_kind) > 1 and 2 * len(most) <= len(long):
         return f"{_share(len(long), look)} for over {_bound(limit)}, by tasks of {len(by_kind)} kinds"
     return f"{_share(len(most), look)} for over {_bound(limit)} by {name_of(most)}"
 
@@ -318,7 +334,7 @@ def _advice(look: Look) -> list[str]:
     if any(slots.idle for slots in look.current) or not look.current:
         return []
     found: list[str] = []
-    if look.claimed and len(look.claimed) >= look.limit:
+    if look.claimed and len(look.claimed) >= look.limit and not _most_prepare(look):
         found.append(remedy(look))
     if any(holder.asks for holder in look.holders):
         found.append("Claim once and pass the connection on, instead of claiming another while one is held")
@@ -405,7 +421,10 @@ def _holder_of(slot: Slot[Any], look: Look, asking: set[Any], *, located: bool) 
     task, seconds = slot.holder(), look.now - slot.since
     if task is None:
         return Holder(name, slot.id, seconds, None, slot.site, ended=True)
-    now = place_of(task, look.running) if located else None
+    call = look.preparing.get(slot)
+    now = None
+    if located:
+        now = where(call.coroutine) if call is not None else place_of(task, look.running)
     of_task = len(look.held[task])
     asks, ended = task in asking, task.done()
     return Holder(
@@ -419,6 +438,7 @@ def _holder_of(slot: Slot[Any], look: Look, asking: set[Any], *, located: bool) 
         of_task,
         asks,
         handed_off=False,
+        preparing=call is not None,
         ended=ended,
     )
 

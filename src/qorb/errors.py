@@ -120,6 +120,8 @@ class Holder:
     """The task waits for another connection of the pool meanwhile: it may be waiting for itself."""
     handed_off: bool = False
     """Nobody has it yet: it is on its way to a claim that waited."""
+    preparing: bool = False
+    """The connector's on_acquire is under way, so that the caller has not got it yet; `now` says where that stands."""
     ended: bool = False
     """The task has ended: if it has not passed the claim on, nobody will release it."""
 

@@ -24,6 +24,7 @@ _RANK = {"offline": 0, "failing": 1, "untried": 2, "leaving": 3, "online": 4}
 """In which order backends are listed."""
 _LONGEST_ERROR = 200
 _WIDEST_NAME = 40
+_AT_ONCE = 0.05
 _GIVEN_BY_ASYNCIO = re.compile(r"Task-\d+")
 _SERIAL = re.compile(r"[0-9a-fA-F]{8}[0-9a-fA-F-]*|\d+")
 """What tells the tasks of one kind from each other: a number, or what looks like a UUID."""
@@ -79,6 +80,8 @@ class Standing:
     """Until the next attempt to connect may begin, for a backend that is backing off; else None."""
     plight: str
     """What keeps it from being connected, in words; empty when nothing does."""
+    under_way: str | None = None
+    """The call of the connector that has lasted longest, if over a second: its name, for how long, and where it is."""
 
     def __str__(self) -> str:
         """Say it in one line, without the name."""
@@ -96,7 +99,11 @@ class Standing:
         if self.plight:
             words.append(shortened(self.plight))
         if self.next_attempt is not None:
-            words.append(f"next attempt in {duration(self.next_attempt)}")
+            words.append(
+                f"next attempt in {duration(self.next_attempt)}" if self.next_attempt > _AT_ONCE else "to be tried"
+            )
+        if self.under_way is not None:
+            words.append(f"its longest call: {self.under_way}")
         return f"{self.state}: {'; '.join(words)}"
 
 
@@ -224,7 +231,9 @@ def _held(holders: Sequence[Holder]) -> list[str]:
     """Describe who holds what: those of one kind that stand at the same place together, the longest held first."""
     groups: dict[tuple[object, ...], list[Holder]] = {}
     for holder in holders:
-        groups.setdefault((kind_of(holder), holder.now, holder.site, holder.asks, holder.ended), []).append(holder)
+        groups.setdefault(
+            (kind_of(holder), holder.now, holder.site, holder.asks, holder.preparing, holder.ended), []
+        ).append(holder)
     largest = sorted(groups.values(), key=len, reverse=True)[:_GROUPS_LISTED]
     lines = [line for group in groups.values() if group in largest for line in _group(group)]
     rest = len(holders) - sum(map(len, largest))
@@ -243,6 +252,8 @@ def _group(group: Sequence[Holder]) -> list[str]:
         lines.append("    and asks for another one meanwhile")
     if group[0].ended and group[0].task is not None:
         lines.append("    which has ended")
+    if group[0].preparing:
+        lines.append("    not handed over yet: the connector's on_acquire is under way")
     if group[0].now is not None:
         lines.append(f"    now in {group[0].now}")
     if group[0].site is not None:
