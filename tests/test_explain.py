@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+import qorb
 from qorb import (
     AllClaimsUsedError,
     Backend,
@@ -30,6 +31,7 @@ from qorb import (
     Pool,
     QueueFullError,
 )
+from qorb._tasks import where
 from qorb.errors import Holder
 from qorb.explanation import SlotPlan, Standing, Waiting
 from qorb.resolvers import FixedResolver, ManualResolver
@@ -747,6 +749,48 @@ def test_it_holds_no_password_and_writes_nothing_to_a_terminal_but_text():
     assert all(line.isprintable() for line in str(explained).splitlines())
     assert r"\x1b[31mred\nnext" in str(explained)
     assert r"waiter\x07" in str(explained)
+
+
+def test_what_a_resolver_says_of_its_failure_writes_nothing_to_a_terminal_either():
+    explained = busy()
+    said = dataclasses.replace(explained, verdict="\x1b[2Jno\nbackend\r", advice=("\x1b[31mred",))
+    assert str(said).startswith(r"pool main: \x1b[2Jno\nbackend\r" + "\n")
+    assert r"- \x1b[31mred" in str(said)
+
+
+def test_claims_on_backends_that_are_leaving_may_be_more_than_the_limit():
+    async def main():
+        async with opened(backends(2), spares_wanted=1, max_slots=4, max_slots_per_backend=2) as watched:
+            claims = await watched.claims(4)
+            watched.resolver.set([])
+            explained = watched.pool.explain()
+            for claim in claims:
+                claim.release()
+        assert section(explained, "held: 4")[0].startswith("4 for 0.0 s by `main`")
+        assert "held: 4\n" in str(explained)
+        assert [one.state for one in explained.backends] == ["leaving", "leaving"]
+
+    run(main)
+
+
+def test_a_task_of_the_library_itself_stands_in_the_library():
+    async def main():
+        connector = FakeConnector()
+        async with opened(ONE, spares_wanted=1, max_slots=1) as watched, tasks() as start:
+
+            async def connect_with_it():
+                async with watched.pool.claim():
+                    await connector.validate(await connector.connect(ONE[0]))
+
+            connector.stall("connect")
+            start(connect_with_it())
+            await asyncio.sleep(1)
+            assert re.match(rf".*connect_with_it \({HERE}:", watched.pool.explain().holders[0].now)
+            alone = start(connector.connect(ONE[0]))
+            await asyncio.sleep(1)
+            assert where(alone.get_coro(), str(Path(qorb.__file__).parent)).startswith("FakeConnector.")
+
+    run(main)
 
 
 @pytest.mark.parametrize("debug", [True, False])

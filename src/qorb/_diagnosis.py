@@ -100,7 +100,13 @@ def explain(engine: Engine[Any]) -> Explanation:
     for _ in range(_LOOKS):
         try:
             return Look(engine, thread_place(engine.desk.thread)).explanation()
-        except (RuntimeError, LookupError, AttributeError, ValueError):  # something changed while it was gone through
+        except (
+            RuntimeError,
+            LookupError,
+            AttributeError,
+            TypeError,
+            ValueError,
+        ):  # something changed while it was gone through
             continue
     verdict = "not to be seen from another thread, so fast does it change; ask in its own"
     return blank(engine.name, engine.state, verdict, engine.policy)

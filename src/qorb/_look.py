@@ -354,6 +354,7 @@ def _advice(look: Look) -> list[str]:
 
 
 def unresolved(engine: Engine[Any]) -> str:
+    """Say that no backend is known, and why."""
     text = f"the resolver {type(engine.resolver).__name__} knows no backend"
     if engine.resolver_error_text is not None:
         return f"{text}; its last error: {engine.resolver_error_text}"
@@ -363,12 +364,14 @@ def unresolved(engine: Engine[Any]) -> str:
 
 
 def unconnected(count: int) -> str:
+    """Say of so many backends that none is connected."""
     return (
         "the only backend has no live connection" if count == 1 else f"none of {count} backends has a live connection"
     )
 
 
 def remedy(look: Look) -> str:
+    """Say what to do when every connection is in use."""
     cap = "max_slots" if look.limit == look.engine.policy.max_slots else "max_slots_per_backend"
     return f"Hold claims for less time, or raise {cap}"
 
@@ -398,6 +401,7 @@ def _under_way(slots: SlotSet[Any], now: float) -> str:
 
 
 def unused(look: Look) -> str:
+    """Say what becomes of the connections that nobody uses and nobody can have, and what they suffer from."""
     idle = sum([slots.unclaimed for slots in look.sets])
     connecting = sum([slots.connecting for slots in look.sets])
     checking = sum([slots.checking for slots in look.sets])
@@ -456,6 +460,7 @@ def task_name(task: asyncio.Task[Any]) -> str:
 
 
 def task_of(slot: Slot[Any]) -> asyncio.Task[Any] | None:
+    """Give the task that has the connection, if there is one and it has not gone."""
     return slot.holder() if slot.holder is not None else None
 
 

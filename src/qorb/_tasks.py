@@ -399,19 +399,21 @@ def where(coroutine: Any, but: str = "<") -> str:  # noqa: ANN401 - coroutines, 
     """Say where a suspended coroutine waits: function, file and line of its innermost frame.
 
     That is the innermost one outside the standard library, where there is one: that something sleeps in asyncio tells
-    nobody what it is. Nor is it one in the folder `but`, then.
+    nobody what it is. And it is one outside the folder `but`, if there is one.
     """
-    innermost = telling = None
+    innermost = telling = outside = None
     for _ in range(100):
         frame: FrameType | None = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
         if frame is None:
             break
         innermost = frame
         code = frame.f_code
-        if code is not _ENTER and not _is_of_python(code.co_filename) and not code.co_filename.startswith(but):
+        if code is not _ENTER and not _is_of_python(code.co_filename):
             telling = frame
+            if not code.co_filename.startswith(but):
+                outside = frame
         coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
-    frame = telling or innermost
+    frame = outside or telling or innermost
     return _place(frame) if frame is not None else "not started yet"
 
 

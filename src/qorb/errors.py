@@ -291,7 +291,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Show what is not printable by its escape: a server's answer must not write to terminals, or lines of a log."""
     if text.isprintable():
         return text
@@ -339,7 +339,7 @@ def describe(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - a broken __str__ is user code too
         text = "(its text cannot be had)"
     kind = type(error).__name__
-    return _cut(_one_line(_hidden(f"{kind}: {text}" if text else kind)))
+    return _cut(one_line(_hidden(f"{kind}: {text}" if text else kind)))
 
 
 def _text_of_group(group: BaseExceptionGroup[BaseException]) -> str:

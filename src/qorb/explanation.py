@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qorb.errors import shown
+from qorb.errors import one_line, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,9 +161,10 @@ class Explanation:
 
         Of many, those are listed that matter most: the largest groups of holders, the backends in trouble.
         """
-        parts = [f"pool {self.pool}: {self.verdict}"]
+        parts = [f"pool {self.pool}: {one_line(self.verdict)}"]
         if self.holders:
-            parts.append(_section(f"held: {len(self.holders)} of at most {self.plan.limit}", _held(self.holders)))
+            most = f" of at most {self.plan.limit}" if len(self.holders) <= self.plan.limit else ""
+            parts.append(_section(f"held: {len(self.holders)}{most}", _held(self.holders)))
         if self.waiting.count:
             parts.append(f"waiting: {self.waiting}")
         if self.backends:
@@ -171,7 +172,7 @@ class Explanation:
             parts.append(_section(f"plan: {self.plan}", [f"- {one}" for one in self.plan.obstacles]))
         if self.advice:
             parts.append(_section("what may help:", [f"- {one}" for one in self.advice]))
-        return "\n".join(parts)
+        return "\n".join(map(one_line, "\n".join(parts).split("\n")))
 
 
 def kind_of(holder: Holder) -> str:
