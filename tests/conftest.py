@@ -46,8 +46,8 @@ pytest_plugins = ["pytester"]
 # Loops read this when they are made, those of subprocesses too.
 os.environ.setdefault("PYTHONASYNCIODEBUG", "1")
 
-# A shell starts what runs in the background with Ctrl-C ignored, and nohup has the end of the terminal ignored: the programs
-# under test would inherit that.
+# A shell starts what runs in the background with Ctrl-C ignored, and nohup has the end of the terminal ignored: the
+# programs under test would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

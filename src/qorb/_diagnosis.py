@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 _BACKENDS_LISTED = 10
 _HOLDERS_LISTED = 3
 _WAITERS_LISTED = 3
-_LARGE = 200
-"""From so many backends and claims out, all in all, explanations are taken less often than claims fail."""
 _REST = 250e-6
-"""Seconds for each of them until the next is taken: fifty times what it costs."""
+"""Seconds for each backend and each claim out until the next explanation is taken: fifty times what it costs."""
 _LOOKS = 100
 """From another thread it is looked so many times at a pool that changes meanwhile."""
 
@@ -68,14 +66,12 @@ class Diagnosis:
 
 
 _latest: WeakKeyDictionary[Engine[Any], tuple[type[ClaimTimeoutError], float, Explanation]] = WeakKeyDictionary()
-"""The last explanation of each large pool, with the kind of error and the moment that it was taken for."""
+"""The last explanation of each pool, with the kind of error and the moment that it was taken for."""
 
 
 def _explanation(look: Look, kind: type[ClaimTimeoutError]) -> Explanation:
-    """Explain, or give the last explanation: claims that fail one by one must not take a large pool's time."""
+    """Explain, or give the last explanation: claims that fail one by one must not take the pool's time."""
     size = len(look.sets) + len(look.claimed)
-    if size < _LARGE:
-        return look.explanation()
     latest, moment, explanation = _latest.get(look.engine, (None, 0.0, None))
     if explanation is None or latest is not kind or look.now - moment > size * _REST:
         explanation = look.explanation()

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Generic, Literal, Self, TypeVar
 from qorb._diagnosis import explain
 from qorb._engine import Engine, terminated_error
 from qorb._home import Unique
-from qorb._timing import BOUNDS, Timing, checked_bounds
 from qorb._look import explain_unopened
+from qorb._timing import BOUNDS, Timing, checked_bounds
 from qorb.claim import ClaimRequest, call_site
 from qorb.connector import Connector
 from qorb.errors import PoolError, PoolNotStartedError, check_name, kind_of, shown
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from qorb._desk import Desk
     from qorb.events import Observer
-    from qorb.stats import Timings
     from qorb.explanation import Explanation
+    from qorb.stats import Timings
 
 C = TypeVar("C")
 
