@@ -21,7 +21,7 @@ LAYERS = (
     {"errors", "backend", "policy", "stats", "connector", "events", "publishing", "credentials", "explanation"},
     {"threads", "workers"},
     {"_tasks", "_home", "_timing"},
-    {"_resolving"},
+    {"_resolving", "companions"},
     {"resolver"},
     {"watching"},
     {"_slot"},

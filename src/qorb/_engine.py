@@ -25,6 +25,7 @@ from qorb._slot_set import OFFLINE_BACKOFF_CAP, SlotSet
 from qorb._tasks import REPEAT, CallFailedError, TaskOwner, TimerOwner, call_now, logger
 from qorb._termination import Termination
 from qorb._timing import Timing
+from qorb.companions import Companion, Company
 from qorb.errors import PoolTerminatedError, ResolveError, describe
 from qorb.stats import Ledger, PoolState, PoolStats
 from qorb.threads import ThreadOwner
@@ -97,6 +98,8 @@ class Engine(Generic[C]):
         self.forgotten_at = math.inf
         """From this moment on a backend that was not tried for long gets the next slot that comes free."""
         self.departed_claims = 0
+        self.companies: dict[Company, None] = {}
+        """Companions whose task has not ended."""
         self.bugs = 0
         """Tasks that died of an exception of their own."""
         self._ready: dict[asyncio.Future[Any], None] = {}
@@ -186,6 +189,8 @@ class Engine(Generic[C]):
             self._add(backends[name])
         for name in changed:
             self.sets[name].readdress(backends[name])
+        if added or removed:
+            self._tell_companions()
         if added or removed or changed:
             logger.info("pool %s: backends added: %s, removed: %s, changed: %s", self.name, added, removed, changed)
             if self.observer is not None:
@@ -223,6 +228,25 @@ class Engine(Generic[C]):
     def _restart_watch(self) -> None:
         if not self.tasks.closed:
             self._start_watch()
+
+    # Companions.
+
+    def accompany(self, companion: Companion) -> Company:
+        """Run a companion, in a task of its own."""
+        self.check_usable()
+        company = Company(self.name, companion, self.timers, self._company_ended)
+        self.companies[company] = None
+        self.tasks.start(company)
+        return company
+
+    def _company_ended(self, company: Company) -> None:
+        self.companies.pop(company, None)
+        if company.task is not None:
+            self.task_ended(company.task, company.name)
+
+    def _tell_companions(self) -> None:
+        for company in tuple(self.companies):
+            company.tell_of_backends()
 
     # What slots report.
 
@@ -268,6 +292,7 @@ class Engine(Generic[C]):
         if slots.leaving and not slots.slots and self.sets.get(slots.backend.name) is slots:
             del self.sets[slots.backend.name]
             self.departed_claims += slots.total_claims
+            self._tell_companions()
 
     def _died(self, task: asyncio.Task[None]) -> bool:
         return not task.cancelled() and task.done() and task.exception() is not None

@@ -14,6 +14,7 @@ from qorb import events
 from qorb._diagnosis import describe_holder, holder
 from qorb._slot import CLAIMED, Slot
 from qorb._tasks import logger
+from qorb.companions import Company
 from qorb.errors import TerminationError
 from qorb.stats import PoolState
 
@@ -109,11 +110,14 @@ class Termination:
         self.look()
 
     def _retire_all(self) -> None:
-        """Close idle connections gracefully, give up attempts and checks, stop the resolver."""
+        """Close idle connections gracefully, give up attempts and checks, stop the resolver.
+
+        Companions go on: who watches a pool wants to see it end.
+        """
         for life in tuple(self._engine.tasks.tasks.values()):
             if isinstance(life, Slot):
                 life.retire()
-            else:
+            elif not isinstance(life, Company):
                 life.stop()
 
     def claim_returned(self) -> None:
@@ -181,7 +185,10 @@ class Termination:
         engine = self._engine
         if engine.state is not PoolState.TERMINATING or not self._heard:
             return
-        if engine.tasks.tasks or engine.desk.acquiring or engine.threads.alive:
+        if engine.desk.acquiring or engine.threads.alive:
+            return
+        if engine.tasks.tasks:
+            self._stop_companions()
             return
         engine.state = PoolState.TERMINATED  # before the observer hears of it, who may call abort()
         if engine.observer is not None:
@@ -190,6 +197,13 @@ class Termination:
         for future in tuple(self._callers):
             if not future.done():
                 future.set_result(True)
+
+    def _stop_companions(self) -> None:
+        """Tell the companions to stop when they are all that is left."""
+        engine = self._engine
+        if len(engine.companies) == len(engine.tasks.tasks):
+            for company in tuple(engine.companies):
+                company.stop()
 
     def _warn_later(self) -> None:
         if self._warn_timer is not None:

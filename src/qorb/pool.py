@@ -19,6 +19,7 @@ from qorb._home import Unique
 from qorb._look import explain_unopened
 from qorb._timing import BOUNDS, Timing, checked_bounds
 from qorb.claim import ClaimRequest, call_site
+from qorb.companions import Companion
 from qorb.connector import Connector
 from qorb.errors import PoolError, PoolNotStartedError, check_name, kind_of, shown
 from qorb.events import check_observer
@@ -27,7 +28,7 @@ from qorb.resolver import Resolver
 from qorb.stats import Ledger, PoolState, PoolStats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from qorb._desk import Desk
     from qorb.events import Observer
@@ -268,6 +269,17 @@ class Pool(Unique, Generic[C]):
             return explain_unopened(self.name, self._state, self.policy)
         engine.home.check_process()
         return explain(engine)
+
+    def accompany(self, companion: Companion) -> Callable[[], None]:
+        """Have something live beside the pool, in a task of the pool's, and end with it.
+
+        The pool tells it when there are other backends, and to stop when all else of the pool has ended; terminate()
+        waits for it. Gives a function that tells it to stop sooner, from the pool's loop; a second call of that does
+        nothing. Raises PoolNotStartedError, PoolTerminatedError when the pool is ending or has ended, WrongLoopError and
+        PoolForkedError, and TypeError for what is no Companion.
+        """
+        _check_type("companion", companion, Companion)
+        return self._running_desk().engine.accompany(companion).stop
 
     def _running_desk(self) -> Desk[C]:
         """Give the desk, or raise why there is none. For claims."""

@@ -1,0 +1,95 @@
+"""Companion: something that lives beside a pool and ends with it, such as a server of its statistics."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from qorb._tasks import Call, CallFailedError, Interrupted, call_now, logger
+from qorb.errors import describe
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from qorb._tasks import TimerOwner
+
+
+class Companion(ABC):
+    """What `Pool.accompany()` runs, in a task of the pool's.
+
+    It must not hold the pool, save by a `weakref`: a pool is not kept alive by its own tasks. An instance may accompany
+    one pool once.
+    """
+
+    name: str = "companion"
+    """What it is, for the names of tasks, logs and errors."""
+
+    @abstractmethod
+    async def live(self) -> None:
+        """Live until cancelled, or until there is nothing left to do.
+
+        It is cancelled when all else of the pool has ended, at the latest when the pool's end stops everything, and
+        again every second. Whatever it has started has ended when it returns, raises or is cancelled, for
+        `Pool.terminate()` waits for that and for no more. What it raises is logged; it is not started again.
+        """
+
+    def backends_changed(self) -> None:
+        """Be told that the backends in `Pool.stats()` are others than before: some are new, or gone.
+
+        Called in the pool's loop, in the midst of things: it must be quick, and what it raises is logged. May be told
+        once too often.
+        """
+
+
+class Company:
+    """The life of one companion, and how it is left."""
+
+    def __init__(self, pool: str, companion: Companion, timers: TimerOwner, ended: Callable[[Company], object]) -> None:
+        """Prepare to run the companion; `ended` is called when its task has ended."""
+        self.name = f"qorb {pool} {companion.name}"
+        self.call: Call[None] | None = None
+        self.task: asyncio.Task[None] | None = None
+        """Its task, once that has ended."""
+        self.companion = companion
+        self._timers = timers
+        self._ended = ended
+        self._stopped = False
+
+    async def live(self) -> None:
+        """Run the companion, once."""
+        if self._stopped:
+            return
+        self.call = call = Call(self._timers, self.companion.live)
+        try:
+            await call.within(math.inf)
+        except Interrupted:
+            return
+        except CallFailedError as failure:
+            logger.error("%s failed: %s", self.name, describe(failure.error))
+        finally:
+            self.call = None
+
+    def stop(self) -> None:
+        """End at once."""
+        self._stopped = True
+        if self.call is not None:
+            self.call.interrupt()
+
+    def tell_of_backends(self) -> None:
+        """Tell the companion that there are others."""
+        try:
+            call_now(self.companion.backends_changed)
+        except CallFailedError as failure:
+            logger.warning("%s: backends_changed() failed: %s", self.name, describe(failure.error))
+
+    def settle(self, task: asyncio.Task[None]) -> None:
+        """Note that the task has ended."""
+        self.task = task
+        self._ended(self)
+
+    def describe(self) -> str:
+        """Say what is under way."""
+        call = self.call
+        return f"{self.name}: {call.describe() if call is not None else 'beginning'}"
