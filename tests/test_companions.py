@@ -143,7 +143,7 @@ def test_it_can_be_told_to_stop_sooner():
             assert pool.state is PoolState.RUNNING
             pool.accompany(friend := Friend())()
             await asyncio.sleep(1.0)
-            assert friend.log == []
+            assert friend.log == ["lives", "told", "gone"]
             assert "qorb db friend" not in pool.ledger().tasks
         stop()
 

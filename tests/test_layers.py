@@ -63,8 +63,9 @@ FORBIDDEN_IN_ASYNCIO = {
 COMES_WITH = {"aiodns": "pycares", "prometheus": "prometheus_client"}
 COMES_WITH |= {"otel": "opentelemetry", "otel_sdk": "opentelemetry"}
 STARTS_TASKS = {"create_task", "ensure_future", "Task"}
-# TaskOwner starts the pool's tasks. The others are programs or tools for tests, with tasks of their own.
-MAY_START_TASKS = {"qorb._tasks", "qorb.testing", "qorb._demo", "qorb._resolve", "qorb.cli"}
+# TaskOwner starts the pool's tasks. The others are programs or tools for tests, with tasks of their own, and what serves
+# a client, which waits for its own.
+MAY_START_TASKS = {"qorb._tasks", "qorb.top._feed", "qorb.top._websockets", "qorb.testing", "qorb._demo", "qorb._resolve", "qorb.cli"}
 # Programs; and what is exported by OpenTelemetry's SDK says when it was, in any thread.
 MAY_READ_THE_CLOCK = {"qorb._demo", "qorb._resolve", "qorb.cli", "qorb.observers.otel_sdk"}
 # (module, function): handlers of BaseException or CancelledError that do not end in raise, each with its reason.

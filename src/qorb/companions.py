@@ -31,7 +31,7 @@ class Companion(ABC):
         """Live until cancelled, or until there is nothing left to do.
 
         It is cancelled when all else of the pool has ended, at the latest when the pool's end stops everything, and
-        again every second. Whatever it has started has ended when it returns, raises or is cancelled, for
+        again every second. It is called even when it is to stop before it has begun. Whatever it has started has ended when it returns, raises or is cancelled, for
         `Pool.terminate()` waits for that and for no more. What it raises is logged; it is not started again.
         """
 
@@ -58,10 +58,10 @@ class Company:
         self._stopped = False
 
     async def live(self) -> None:
-        """Run the companion, once."""
-        if self._stopped:
-            return
+        """Run the companion, once; told to stop before, it can still give back what it has."""
         self.call = call = Call(self._timers, self.companion.live)
+        if self._stopped:
+            call.interrupt()
         try:
             await call.within(math.inf)
         except Interrupted:
