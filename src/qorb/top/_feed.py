@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
 
 _SHORTEST = 0.25
 """Seconds between frames for those who ask for none between."""
+
+_EARLY = 0.01
+"""Seconds that a loop may call before the time."""
 
 GOING_AWAY = 1001
 TOO_BIG = 1009
@@ -83,7 +85,7 @@ class Feed(Companion):
             await self._wake.wait()
         finally:
             timer.cancel()
-        if self._loop.time() < self._due:  # another set of backends: the interval goes on
+        if self._loop.time() < self._due - _EARLY:  # another set of backends: the interval goes on
             self._due -= self._interval
         return self._frame()
 
@@ -132,10 +134,13 @@ MOST_RECEIVED = 1024
 
 async def _listen(feed: Feed, receive: Callable[[], Awaitable[int | None]]) -> None:
     """Take in what the client sends, so that it does not pile up, until it goes."""
-    with contextlib.suppress(OSError):
+    try:
         while (size := await receive()) is not None:
             if size > MOST_RECEIVED:
                 feed.refuse(TOO_BIG, "nothing to be said here")
                 return
-    feed.client_gone = True
-    feed.leave()
+        feed.client_gone = True
+    except OSError:
+        feed.client_gone = True
+    finally:
+        feed.leave()
