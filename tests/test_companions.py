@@ -234,9 +234,11 @@ def test_a_pool_that_is_dropped_ends_it():
         await pool.start()
         pool.accompany(friend)
         await asyncio.sleep(1.0)
+        held = [pool]
+        del pool
         with pytest.warns(ResourceWarning, match="unterminated pool db"):
-            del pool
-            gc.collect()
+            held.clear()
+        gc.collect()
         await asyncio.sleep(0.01)
         assert friend.log == ["lives", "told", "gone"]
 

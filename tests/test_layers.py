@@ -65,9 +65,12 @@ COMES_WITH |= {"otel": "opentelemetry", "otel_sdk": "opentelemetry"}
 STARTS_TASKS = {"create_task", "ensure_future", "Task"}
 # TaskOwner starts the pool's tasks. The others are programs or tools for tests, with tasks of their own, and what serves
 # a client, which waits for its own.
-MAY_START_TASKS = {"qorb._tasks", "qorb.top._feed", "qorb.top._websockets", "qorb.testing", "qorb._demo", "qorb._resolve", "qorb.cli"}
+MAY_START_TASKS = {
+    *("qorb._tasks", "qorb.top._feed", "qorb.top._websockets"),
+    *("qorb.testing", "qorb._demo", "qorb._resolve", "qorb.top.terminal", "qorb.cli"),
+}
 # Programs; and what is exported by OpenTelemetry's SDK says when it was, in any thread.
-MAY_READ_THE_CLOCK = {"qorb._demo", "qorb._resolve", "qorb.cli", "qorb.observers.otel_sdk"}
+MAY_READ_THE_CLOCK = {"qorb._demo", "qorb._resolve", "qorb.top.terminal", "qorb.cli", "qorb.observers.otel_sdk"}
 # (module, function): handlers of BaseException or CancelledError that do not end in raise, each with its reason.
 MAY_END_OTHERWISE = {
     # Passes on what was thrown into it to the coroutine that it drives, as asyncio.Task does.

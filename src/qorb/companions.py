@@ -31,11 +31,12 @@ class Companion(ABC):
         """Live until cancelled, or until there is nothing left to do.
 
         It is cancelled when all else of the pool has ended, at the latest when the pool's end stops everything, and
-        again every second. It is called even when it is to stop before it has begun. Whatever it has started has ended when it returns, raises or is cancelled, for
-        `Pool.terminate()` waits for that and for no more. What it raises is logged; it is not started again.
+        again every second; it is called even when it is to stop before it has begun. Whatever it has started has ended
+        when it returns, raises or is cancelled, for `Pool.terminate()` waits for that and for no more. What it raises
+        is logged; it is not started again.
         """
 
-    def backends_changed(self) -> None:
+    def backends_changed(self) -> None:  # noqa: B027 - not everybody wants to know
         """Be told that the backends in `Pool.stats()` are others than before: some are new, or gone.
 
         Called in the pool's loop, in the midst of things: it must be quick, and what it raises is logged. May be told

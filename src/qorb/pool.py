@@ -275,8 +275,8 @@ class Pool(Unique, Generic[C]):
 
         The pool tells it when there are other backends, and to stop when all else of the pool has ended; terminate()
         waits for it. Gives a function that tells it to stop sooner, from the pool's loop; a second call of that does
-        nothing. Raises PoolNotStartedError, PoolTerminatedError when the pool is ending or has ended, WrongLoopError and
-        PoolForkedError, and TypeError for what is no Companion.
+        nothing. Raises PoolNotStartedError, PoolTerminatedError when the pool is ending or has ended, WrongLoopError
+        and PoolForkedError, and TypeError for what is no Companion.
         """
         _check_type("companion", companion, Companion)
         return self._running_desk().engine.accompany(companion).stop

@@ -12,6 +12,8 @@ import subprocess
 import pytest
 from websockets.asyncio.client import connect
 
+from tests.top.clients import until
+
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
@@ -20,7 +22,9 @@ FLAGS = (
 
 def find_chromium():
     """Give its path; without one, skip the test, save where all tests have to run."""
-    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
     if found is None:
         assert not os.environ.get("CI"), 'there is no Chromium; "make system-deps" installs it'
         pytest.skip('needs Chromium: "make system-deps" installs it')
@@ -40,7 +44,7 @@ class Page:
         self.answers = {}
 
     async def __aenter__(self):
-        self.program = subprocess.Popen(
+        self.program = subprocess.Popen(  # noqa: ASYNC220 - it waits in `until`
             [find_chromium(), *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={self.folder}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -142,12 +146,3 @@ class Page:
         """Make a picture of all of it."""
         taken = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(taken["data"]))
-
-
-async def until(condition):
-    """Wait until something outside has happened."""
-    seconds = 0.0
-    while not condition():
-        await asyncio.sleep(0.02)
-        seconds += 0.02
-        assert seconds < 60, "never"

@@ -38,7 +38,10 @@ async def get(url, *, method="GET", **headers):
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
-        head = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items() if value is not None)]
+        head = [
+            f"{method} {target} HTTP/1.1",
+            *(f"{name}: {value}" for name, value in sent.items() if value is not None),
+        ]
         writer.write("\r\n".join([*head, "", ""]).encode("latin-1"))
         status, answered = await read_head(reader)
         return Reply(status, answered, await reader.read())
@@ -103,12 +106,17 @@ class Qtop:
             await self.writer.wait_closed()
 
     async def update(self):
-        """Read the next update as qtop understands it: `claims` and `sets`, whole numbers only, anything else ignored."""
+        """Read the next update as qtop does: whole numbers in `claims` and `sets`; what else there is it ignores."""
         read = json.loads(await self.frame())
         names = ("connecting_slots", "unclaimed_slots", "checking_slots", "claimed_slots", "total_claims")
         numbers = [read["claims"], *(own[name] for own in read["sets"].values() for name in names)]
         assert all(type(number) is int and number >= 0 for number in numbers)
         return read
+
+    async def to_the_end(self):
+        """Read until the server closes, which raises EOFError."""
+        while True:
+            await self.update()
 
     async def frame(self):
         while True:
@@ -140,3 +148,12 @@ class Qtop:
         mask = os.urandom(4)
         masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(content))
         self.writer.write(bytes([0x80 | kind]) + size + mask + masked)
+
+
+async def until(condition):
+    """Wait until something has happened of which nobody tells."""
+    seconds = 0.0
+    while not condition():
+        await asyncio.sleep(0.02)
+        seconds += 0.02
+        assert seconds < 60, "never"

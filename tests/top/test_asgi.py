@@ -12,7 +12,7 @@ from starlette.routing import Mount, Route
 from qorb import Policy, Pool, top
 from qorb.resolvers import ManualResolver
 from qorb.testing import FakeConnector, assert_nothing_left
-from tests.top.clients import Qtop, RefusedError, Reply, get
+from tests.top.clients import Qtop, RefusedError, Reply, get, until
 
 TOKEN = "correct-horse-battery"
 
@@ -35,8 +35,7 @@ async def running(app, **settings):
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="on", **settings))
     server.capture_signals = contextlib.nullcontext
     serving = asyncio.ensure_future(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await until(lambda: server.started)
     host, port = server.servers[0].sockets[0].getsockname()
     try:
         yield f"http://{host}:{port}"
@@ -136,8 +135,7 @@ def test_the_ninth_client_is_refused_until_one_goes(run_real):
                         pass
                 assert caught.value.reply.status == 503
                 await clients[3].end()
-                while len(statistics._site._feeds) == 8:
-                    await asyncio.sleep(0.01)
+                await until(lambda: len(statistics._site._feeds) == 7)
                 async with Qtop(address) as client:
                     await client.update()
 
@@ -180,8 +178,7 @@ def test_the_application_ends_under_open_sockets_and_the_pool_goes_on(run_real):
 
                     listening = asyncio.ensure_future(listen())
                 await listening
-            while [name for name in pool.ledger().tasks if "statistics" in name]:
-                await asyncio.sleep(0.01)
+            await until(lambda: not [name for name in pool.ledger().tasks if "statistics" in name])
             async with pool.claim():
                 pass
 

@@ -13,16 +13,23 @@ TOKEN = "correct-horse-battery"
 def ask(gate, client="127.0.0.1", server="127.0.0.1", method="GET", query="", **headers):
     sent = {"host": "127.0.0.1:7672"} | {name.replace("_", "-"): value for name, value in headers.items()}
     listed = tuple((name, value) for name, value in sent.items() if value is not None)
-    request = Request(
-        method=method, path="/stats.json", query=query, headers=listed, client=client, server=server
-    )
+    request = Request(method=method, path="/stats.json", query=query, headers=listed, client=client, server=server)
     answer = gate.refusal(request)
     return 200 if answer is None else int(answer.status)
 
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "localhost:7672", "LOCALHOST.", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:7672", "stats.example.com"],
+    [
+        "localhost",
+        "localhost:7672",
+        "LOCALHOST.",
+        "127.0.0.1",
+        "127.0.0.1:80",
+        "[::1]",
+        "[::1]:7672",
+        "stats.example.com",
+    ],
 )
 def test_names_of_its_own_are_answered(host):
     assert ask(Gate(None, ["Stats.Example.com"], None), host=host) == 200
@@ -31,7 +38,16 @@ def test_names_of_its_own_are_answered(host):
 @pytest.mark.parametrize(
     "host",
     [
-        *("evil.com", "localhost.evil.com", "evil.com:7672", "127.0.0.1.evil.com", "10.0.0.1", "", "localhost:x", "[::1"),
+        *(
+            "evil.com",
+            "localhost.evil.com",
+            "evil.com:7672",
+            "127.0.0.1.evil.com",
+            "10.0.0.1",
+            "",
+            "localhost:x",
+            "[::1",
+        ),
         *("[::1]x", "localhost@evil.com", "127.0.0.1 evil.com", "0.0.0.0", "::1", "*", "[fe80::1%25eth0]"),
         None,
     ],
@@ -110,7 +126,10 @@ def test_with_a_token_everybody_needs_it_but_the_trusted():
         ({"authorization": f"bearer  {TOKEN} "}, 200),
         ({"query": f"update_secs=1&token={TOKEN}"}, 200),
         ({"sec_websocket_protocol": f"qorb, qorb.token.{base64.urlsafe_b64encode(TOKEN.encode()).decode()}"}, 200),
-        ({"sec_websocket_protocol": "qorb.token." + base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")}, 200),
+        (
+            {"sec_websocket_protocol": "qorb.token." + base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")},
+            200,
+        ),
         ({"authorization": f"Basic {TOKEN}"}, 401),
         ({"authorization": TOKEN}, 401),
         ({"authorization": "Bearer"}, 401),

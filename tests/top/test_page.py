@@ -51,7 +51,9 @@ class Service:
 
 def offline(page):
     """What the page has asked for elsewhere."""
-    return [url for url in page.requested if not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "about:"))]
+    return [
+        url for url in page.requested if not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "about:"))
+    ]
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
@@ -127,58 +129,68 @@ def test_it_asks_for_the_token_and_takes_it_from_the_fragment(run_real, tmp_path
 
 def test_it_is_used_with_the_keyboard(run_real, tmp_path):
     async def main():
-        async with Service() as service, await serve(service.pool, port=0) as server:
-            async with Page(tmp_path / "profile") as page:
-                await page.go(server.url)
-                await page.sees("document.querySelectorAll('#rows tr').length === 3")
-                first = "document.querySelector('#rows tr .text').textContent"
-                assert await page.js(first) == "a:1"
-                await page.js("document.querySelector('th button').focus()")
-                await page.press("Enter", "\r")
-                await page.sees(f"{first} === 'c:1'")
-                assert await page.js("document.querySelector('th').getAttribute('aria-sort')") == "descending"
-                await page.press("/", "/")
-                assert await page.js("document.activeElement.id") == "filter"
-                await page.write("b:")
-                await page.sees("document.querySelectorAll('#rows tr').length === 1")
-                await page.press("Escape")
-                await page.sees("document.querySelectorAll('#rows tr').length === 3")
-                await page.js("document.querySelector('#plot-rate').focus()")
-                await page.press("Home")
-                await page.sees("/ago|now/.test(document.querySelector('#read-rate').textContent)")
-                await page.js("document.activeElement.blur()")
-                await page.press("p", "p")
-                assert await page.js("document.querySelector('#pause').getAttribute('aria-pressed')") == "true"
-                assert page.complaints == []
+        async with (
+            Service() as service,
+            await serve(service.pool, port=0) as server,
+            Page(tmp_path / "profile") as page,
+        ):
+            await page.go(server.url)
+            await page.sees("document.querySelectorAll('#rows tr').length === 3")
+            first = "document.querySelector('#rows tr .text').textContent"
+            assert await page.js(first) == "a:1"
+            await page.js("document.querySelector('th button').focus()")
+            await page.press("Enter", "\r")
+            await page.sees(f"{first} === 'c:1'")
+            assert await page.js("document.querySelector('th').getAttribute('aria-sort')") == "descending"
+            await page.press("/", "/")
+            assert await page.js("document.activeElement.id") == "filter"
+            await page.write("b:")
+            await page.sees("document.querySelectorAll('#rows tr').length === 1")
+            await page.press("Escape")
+            await page.sees("document.querySelectorAll('#rows tr').length === 3")
+            await page.js("document.querySelector('#plot-rate').focus()")
+            await page.press("Home")
+            await page.sees("/ago|now/.test(document.querySelector('#read-rate').textContent)")
+            await page.js("document.activeElement.blur()")
+            await page.press("p", "p")
+            assert await page.js("document.querySelector('#pause').getAttribute('aria-pressed')") == "true"
+            assert page.complaints == []
 
     run_real(main)
 
 
 def test_it_shows_one_of_several_pools(run_real, tmp_path):
     async def main():
-        async with Service() as one, Service("stock", ["z:1"]) as other:
-            async with await serve(one.pool, other.pool, port=0) as server, Page(tmp_path / "profile") as page:
-                await page.go(server.url)
-                await page.sees("document.querySelectorAll('#rows tr').length === 3")
-                await page.js("pools.length")
-                await page.js(
-                    "document.querySelector('#pools').value = 'stock',"
-                    "document.querySelector('#pools').dispatchEvent(new Event('change'))"
-                )
-                await page.sees("document.querySelector('#rows').textContent.includes('z:1')")
-                assert await page.js("document.querySelectorAll('#rows tr').length") == 1
-                assert await page.js("location.hash") == "#pool=stock"
-                assert page.complaints == []
+        async with (
+            Service() as one,
+            Service("stock", ["z:1"]) as other,
+            await serve(one.pool, other.pool, port=0) as server,
+            Page(tmp_path / "profile") as page,
+        ):
+            await page.go(server.url)
+            await page.sees("document.querySelectorAll('#rows tr').length === 3")
+            await page.js("pools.length")
+            await page.js(
+                "document.querySelector('#pools').value = 'stock',"
+                "document.querySelector('#pools').dispatchEvent(new Event('change'))"
+            )
+            await page.sees("document.querySelector('#rows').textContent.includes('z:1')")
+            assert await page.js("document.querySelectorAll('#rows tr').length") == 1
+            assert await page.js("location.hash") == "#pool=stock"
+            assert page.complaints == []
 
     run_real(main)
 
 
 def test_a_pool_without_a_backend_is_said(run_real, tmp_path):
     async def main():
-        async with Pool("orders", ManualResolver(), FakeConnector()) as pool:
-            async with await serve(pool, port=0) as server, Page(tmp_path / "profile") as page:
-                await page.go(server.url)
-                await page.sees("document.querySelector('#notice').textContent === 'The resolver knows no backend.'")
-                assert await page.text("#empty") == "There are none."
+        async with (
+            Pool("orders", ManualResolver(), FakeConnector()) as pool,
+            await serve(pool, port=0) as server,
+            Page(tmp_path / "profile") as page,
+        ):
+            await page.go(server.url)
+            await page.sees("document.querySelector('#notice').textContent === 'The resolver knows no backend.'")
+            assert await page.text("#empty") == "There are none."
 
     run_real(main)

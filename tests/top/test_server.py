@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from types import ModuleType
 
 import pytest
 
@@ -22,7 +23,7 @@ from qorb.top import serve
 from qorb.top._gate import Gate
 from qorb.top._site import Limits, Site
 from qorb.top._websockets import Server
-from tests.top.clients import Qtop, RefusedError, get
+from tests.top.clients import Qtop, RefusedError, get, until
 
 TOKEN = "correct-horse-battery"
 
@@ -40,14 +41,6 @@ async def serve_with(limits, *pools):
     server = Server(Site(pools, Gate(None, (), None), limits))
     await server.open("127.0.0.1", 0, pools)
     return server
-
-
-async def until(condition):
-    seconds = 0.0
-    while not condition():
-        await asyncio.sleep(0.02)
-        seconds += 0.02
-        assert seconds < 60, "never"
 
 
 # What the original's client needs.
@@ -112,17 +105,20 @@ def test_an_interval_that_is_none_is_refused(run_real, seconds):
 
 def test_several_pools_are_chosen_by_name_and_the_first_is_the_default(run_real):
     async def main():
-        async with make_pool("a:1", name="one") as one, make_pool("b:1", name="two & more") as two:
-            async with await serve(one, two, port=0) as server:
-                for query, name in (("", "one"), ("?pool=one", "one"), ("?pool=two%20%26+more", "two & more")):
-                    async with qtop(server, query) as client:
-                        assert (await client.update())["pool"] == name
-                with pytest.raises(RefusedError) as caught:
-                    async with qtop(server, "?pool=three"):
-                        pass
-                assert caught.value.reply.status == 404
-                read = (await get(f"{server.url}stats.json")).json()
-                assert [pool["name"] for pool in read["pools"]] == ["one", "two & more"]
+        async with (
+            make_pool("a:1", name="one") as one,
+            make_pool("b:1", name="two & more") as two,
+            await serve(one, two, port=0) as server,
+        ):
+            for query, name in (("", "one"), ("?pool=one", "one"), ("?pool=two%20%26+more", "two & more")):
+                async with qtop(server, query) as client:
+                    assert (await client.update())["pool"] == name
+            with pytest.raises(RefusedError) as caught:
+                async with qtop(server, "?pool=three"):
+                    pass
+            assert caught.value.reply.status == 404
+            read = (await get(f"{server.url}stats.json")).json()
+            assert [pool["name"] for pool in read["pools"]] == ["one", "two & more"]
 
     run_real(main)
 
@@ -199,11 +195,9 @@ def test_metrics_are_what_the_observer_says_or_why_there_are_none(run_real, monk
             assert reply.status == 501
             assert reply.text.startswith("There are no metrics here: ")
 
-            class Prometheus:
-                def exposition(pools):
-                    return "".join(f"pool {pool.name}\n" for pool in pools)
-
-            monkeypatch.setitem(sys.modules, "qorb.observers.prometheus", Prometheus)
+            module = ModuleType("qorb.observers.prometheus")
+            module.exposition = lambda pools: "".join(f"pool {pool.name}\n" for pool in pools)
+            monkeypatch.setitem(sys.modules, "qorb.observers.prometheus", module)
             reply = await get(f"{server.url}metrics")
             assert (reply.status, reply.text) == (200, "pool db\n")
             assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -347,8 +341,7 @@ def test_what_a_client_says_is_ignored_and_too_much_ends_it(run_real):
             await client.update()
             client.send(client.BINARY, b"x" * 1025)
             with pytest.raises(EOFError):
-                while True:
-                    await client.update()
+                await client.to_the_end()
             assert client.close_code == 1009
 
     run_real(main)
@@ -434,7 +427,13 @@ def test_a_port_that_is_taken_is_said(run_real):
 def test_bad_arguments_open_nothing(run_real):
     async def main():
         async with make_pool() as pool:
-            for wrong in ({"host": "0.0.0.0"}, {"host": "example.com"}, {"port": -1}, {"port": 65536}, {"token": "short"}):
+            for wrong in (
+                {"host": "0.0.0.0"},
+                {"host": "example.com"},
+                {"port": -1},
+                {"port": 65536},
+                {"token": "short"},
+            ):
                 with pytest.raises(ValueError, match=r"token|host|port"):
                     await serve(pool, **{"port": 0} | wrong)
             with pytest.raises(ValueError, match="there is no pool to be shown"):
@@ -548,8 +547,7 @@ def test_of_several_pools_the_last_one_ends_it(run_real):
                 await one.terminate()
                 assert_nothing_left(one)
                 with pytest.raises(EOFError):
-                    while True:
-                        await first.update()
+                    await first.to_the_end()
                 assert (first.close_code, first.close_reason) == (1001, "pool one has ended")
                 await second.update()
                 read = (await get(f"{server.url}stats.json")).json()
@@ -602,12 +600,13 @@ def test_a_pool_that_is_dropped_is_noticed_and_takes_it_along(run_real):
         server = await serve(pool, port=0)
         async with qtop(server) as client:
             await client.update()
+            held = [pool]
+            del pool
             with pytest.warns(ResourceWarning, match="unterminated pool db"):
-                del pool
-                gc.collect()
+                held.clear()
+            gc.collect()
             with pytest.raises(EOFError):
-                while True:
-                    await client.update()
+                await client.to_the_end()
             await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
     run_real(main)
@@ -621,10 +620,8 @@ def test_cancelled_while_it_opens_it_leaves_nothing(run_real):
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 opening.cancel()
-                try:
+                with contextlib.suppress(asyncio.CancelledError):
                     await (await opening).close()
-                except asyncio.CancelledError:
-                    pass
                 await until(lambda: not [name for name in pool.ledger().tasks if "statistics" in name])
 
     run_real(main)
@@ -685,14 +682,17 @@ def test_no_secret_is_in_what_is_shown(run_real):
             raise ConnectionError(f"no way to postgresql://me:{secret}@{backend.host}/db")
 
     async def main():
-        async with Pool("db", ManualResolver(["a:1"]), Telling()) as pool:
-            async with await serve(pool, port=0) as server, qtop(server, "?update_secs=0") as client:
+        async with (
+            Pool("db", ManualResolver(["a:1"]), Telling()) as pool,
+            await serve(pool, port=0) as server,
+            qtop(server, "?update_secs=0") as client,
+        ):
+            update = await client.update()
+            while not update["sets"] or update["sets"]["a:1"]["last_error"] is None:
                 update = await client.update()
-                while not update["sets"] or update["sets"]["a:1"]["last_error"] is None:
-                    update = await client.update()
-                assert "postgresql://me:***@a" in json.dumps(update)
-                assert secret not in json.dumps(update)
-                assert secret not in (await get(f"{server.url}stats.json")).text
+            assert "postgresql://me:***@a" in json.dumps(update)
+            assert secret not in json.dumps(update)
+            assert secret not in (await get(f"{server.url}stats.json")).text
 
     run_real(main)
 

@@ -1,7 +1,7 @@
 """The statistics of pools, over HTTP and WebSocket: as numbers, as metrics, and as a page to look at.
 
-`app(*pools)` is an ASGI application, to be mounted in a service of your own. `serve(*pools)` is a server of its own, which
-ends with the pools. Both speak the protocol of the original's `qtop`.
+`app(*pools)` is an ASGI application, to be mounted in a service of your own. `serve(*pools)` is a server of its own,
+which ends with the pools. Both speak the protocol of the original's `qtop`.
 """
 
 from __future__ import annotations

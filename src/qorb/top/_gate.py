@@ -7,7 +7,7 @@ page can do is kept out by the names that the server answers to (`Host`) and by 
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import hmac
 import ipaddress
 import re
@@ -100,7 +100,7 @@ class Gate:
             self._trusted = _LOOPBACK if token is None else ()
 
     def refusal(self, request: Request) -> Answer | None:
-        """Say why a request is not let in, or None. The page itself, which tells nothing, needs `known_here` only."""
+        """Say why a request is not let in, or None. The page itself, which tells nothing, asks not_meant() only."""
         return self.not_meant(request) or self._unknown(request)
 
     def not_meant(self, request: Request) -> Answer | None:
@@ -133,7 +133,7 @@ class Gate:
             return sentence(HTTPStatus.FORBIDDEN, text)
         wanted = self._token.reveal().encode()
         # Each of them, always: how long it takes must not tell how far a guess is right.
-        if True in [hmac.compare_digest(given, wanted) for given in _tokens_of(request)]:
+        if sum(hmac.compare_digest(given, wanted) for given in _tokens_of(request)):
             return None
         text = "A token is needed: `Authorization: Bearer TOKEN`, or ?token=TOKEN."
         return sentence(HTTPStatus.UNAUTHORIZED, text, ("WWW-Authenticate", 'Bearer realm="qorb"'))
@@ -180,7 +180,9 @@ def _checked_hosts(hosts: Iterable[str]) -> frozenset[str]:
     for host in hosts:
         name = host.lower().removesuffix(".").removeprefix("[").removesuffix("]")
         if name != _ANY and _NAME.fullmatch(name) is None:
-            raise ValueError(f"hosts must be names without scheme and port, such as 'stats.example.com', not {shown(host)}")
+            raise ValueError(
+                f"hosts must be names without scheme and port, such as 'stats.example.com', not {shown(host)}"
+            )
         names.add(name)
     return frozenset(names)
 
@@ -229,7 +231,7 @@ def _authority_of(origin: str) -> str:
 
 
 def _tokens_of(request: Request) -> list[bytes]:
-    tokens = []
+    tokens: list[bytes] = []
     for value in request.all_of("authorization"):
         scheme, _, token = value.partition(" ")
         if scheme.lower() == "bearer":
@@ -237,14 +239,10 @@ def _tokens_of(request: Request) -> list[bytes]:
     for protocol in offered(request):
         if protocol.startswith(TOKEN_SUBPROTOCOL):
             encoded = protocol.removeprefix(TOKEN_SUBPROTOCOL)
-            try:
+            with contextlib.suppress(ValueError):
                 tokens.append(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
-            except (ValueError, binascii.Error):
-                continue
-    try:
+    with contextlib.suppress(ValueError):
         tokens += [token.encode() for token in request.parameters().get("token", ())]
-    except ValueError:
-        pass
     return tokens
 
 

@@ -95,6 +95,12 @@ class Site:
             return refusal
         if request.path != SOCKET:
             return sentence(HTTPStatus.NOT_FOUND, f"The WebSocket is {SOCKET}.")
+        if len(self._feeds) >= self.limits.clients:
+            text = f"{self.limits.clients} clients at a time are served, and there are as many."
+            return sentence(HTTPStatus.SERVICE_UNAVAILABLE, text)
+        return self._feed(request)
+
+    def _feed(self, request: Request) -> Feed | Answer:
         try:
             parameters = request.parameters()
             seconds = _seconds(parameters.get("update_secs", ["1"])[-1])
@@ -104,9 +110,6 @@ class Site:
         pool = self._pool(parameters.get("pool", [""])[-1])
         if pool is None:
             return sentence(HTTPStatus.NOT_FOUND, "There is no such pool.")
-        if len(self._feeds) >= self.limits.clients:
-            text = f"{self.limits.clients} clients at a time are served, and there are as many."
-            return sentence(HTTPStatus.SERVICE_UNAVAILABLE, text)
         try:
             feed = Feed(pool, seconds, self._left)
         except PoolError as error:  # it does not run, or elsewhere

@@ -1,9 +1,11 @@
-"""Server: the statistics on a server of their own, on the library websockets, which speaks as much HTTP as is needed."""
+"""Server: the statistics on a server of their own.
+
+It is built on the library websockets, which speaks as much HTTP as is needed.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import ipaddress
 import logging
 import os
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
     from websockets.asyncio.server import Server as WebSocketServer
     from websockets.http11 import Request as WireRequest
-    from websockets.server import ServerProtocol
 
     from qorb.pool import Pool
     from qorb.top._site import Site
@@ -71,11 +72,11 @@ class Server:
         listening = _listen(host, port)
         try:
             # Neither this nor what follows suspends before there is somebody who closes it.
-            self._server = await self._serve(listening)
+            server = self._server = await self._serve(listening)
             for pool in pools:
                 presence = _Presence(self)
                 self._beside[presence] = pool.accompany(presence)
-            await self._server.start_serving()
+            await server.start_serving()
         except BaseException:
             await self.close()
             listening.close()
@@ -85,16 +86,19 @@ class Server:
         if not listening_address(host).is_loopback:
             logger.warning("statistics can be asked for from other machines: %s", self.url)
 
-    def _serve(self, listening: socket.socket) -> serve:
+    async def _serve(self, listening: socket.socket) -> WebSocketServer:
+        class Connection(_Connection):
+            owner = self
+
         limits = self._site.limits
-        return serve(
+        return await serve(
             self._converse,
             sock=listening,
             start_serving=False,
             process_request=self._answer,
             process_response=self._admit,
             select_subprotocol=_select_subprotocol,
-            create_connection=functools.partial(_Connection, self),
+            create_connection=Connection,
             compression=None,
             server_header="qorb",
             open_timeout=_OPENING,
@@ -103,8 +107,8 @@ class Server:
             close_timeout=limits.patience,
             max_size=MOST_RECEIVED,
             max_queue=4,
-            # What it logs has addresses in it, and those may have a token in them.
-            logger=logging.Logger("nobody", logging.CRITICAL + 1),
+            # What it logs has addresses in it, and those may have a token in them: nobody is to find and to open this.
+            logger=logging.Logger("qorb.top", logging.CRITICAL + 1),  # noqa: LOG001
         )
 
     async def close(self) -> None:
@@ -200,21 +204,19 @@ class _Presence(Companion):
 class _Connection(ServerConnection):
     """One connection of a client."""
 
-    def __init__(self, owner: Server, protocol: ServerProtocol, server: WebSocketServer, **settings: Any) -> None:  # noqa: ANN401 - passed on
-        super().__init__(protocol, server, **settings)
-        self.feed: Feed | None = None
-        self._owner = owner
+    owner: Server
+    feed: Feed | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        owner = self._owner
+        owner = self.owner
         owner.connections[self] = None
         if owner.ending or len(owner.connections) > _MOST_CONNECTIONS:
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._owner.connections.pop(self, None)
+        self.owner.connections.pop(self, None)
         if self.feed is not None:
             self.feed.leave()
 
@@ -231,7 +233,7 @@ def _listen(host: str, port: int) -> socket.socket:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if ipv6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listening.setblocking(False)
+        listening.setblocking(False)  # noqa: FBT003 - its only parameter
         listening.bind((str(address), port))
         listening.listen(_MOST_CONNECTIONS)
     except OSError as error:
