@@ -18,10 +18,13 @@ SRC = Path(__file__).parent.parent / "src"
 # entered here.
 LAYERS = (
     {"_core"},
-    {"errors", "backend", "policy", "stats", "connector", "events", "publishing", "credentials", "explanation"},
+    {
+        *("errors", "backend", "policy", "stats", "connector", "events", "publishing", "credentials"),
+        *("companions", "explanation"),
+    },
     {"threads", "workers"},
     {"_tasks", "_home", "_timing"},
-    {"_resolving", "companions"},
+    {"_resolving", "_company"},
     {"resolver"},
     {"watching"},
     {"_slot"},

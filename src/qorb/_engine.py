@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qorb import events
+from qorb._company import Company
 from qorb._core.backoff import Backoff
 from qorb._core.planner import Limits, Plan, grow, rebalance
 from qorb._desk import WHATEVER, Attempt, Desk
@@ -25,7 +26,6 @@ from qorb._slot_set import OFFLINE_BACKOFF_CAP, SlotSet
 from qorb._tasks import REPEAT, CallFailedError, TaskOwner, TimerOwner, call_now, logger
 from qorb._termination import Termination
 from qorb._timing import Timing
-from qorb.companions import Companion, Company
 from qorb.errors import PoolTerminatedError, ResolveError, describe
 from qorb.stats import Ledger, PoolState, PoolStats
 from qorb.threads import ThreadOwner
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from qorb._slot import Slot
     from qorb._tasks import Timer
     from qorb.backend import Backend
+    from qorb.companions import Companion
     from qorb.connector import Connector
     from qorb.events import Event, Observer
     from qorb.policy import Policy

@@ -11,10 +11,10 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from qorb import events
+from qorb._company import Company
 from qorb._diagnosis import describe_holder, holder
 from qorb._slot import CLAIMED, Slot
 from qorb._tasks import logger
-from qorb.companions import Company
 from qorb.errors import TerminationError
 from qorb.stats import PoolState
 
