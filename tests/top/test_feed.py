@@ -57,6 +57,7 @@ def test_one_at_once_and_one_per_interval_with_the_claims_between():
     async def main():
         pool, _ = make_pool("a:1")
         async with pool:
+            await pool.ready()
             await claim(pool, 3)
             client = Client(pool, 2).start()
             await asyncio.sleep(1.0)
@@ -76,6 +77,7 @@ def test_each_socket_counts_its_own_claims():
     async def main():
         pool, _ = make_pool("a:1")
         async with pool:
+            await pool.ready()
             slow, quick = Client(pool, 3).start(), Client(pool, 1).start()
             for _ in range(3):
                 await asyncio.sleep(0.5)
@@ -94,6 +96,7 @@ def test_a_frame_comes_when_the_set_of_backends_changes_and_the_interval_goes_on
     async def main():
         pool, resolver = make_pool("a:1")
         async with pool:
+            await pool.ready()
             client = Client(pool, 10).start()
             await asyncio.sleep(3.0)
             resolver.set(["a:1", "b:1"])
@@ -113,6 +116,7 @@ def test_an_interval_of_0_is_four_times_a_second():
     async def main():
         pool, _ = make_pool("a:1")
         async with pool:
+            await pool.ready()
             client = Client(pool, 0).start()
             await asyncio.sleep(1.1)
             assert client.times == [0, 0.25, 0.5, 0.75, 1.0]
@@ -125,6 +129,7 @@ def test_the_end_of_the_pool_is_the_end_of_the_feed():
     async def main():
         pool, _ = make_pool("a:1")
         async with pool:
+            await pool.ready()
             client = Client(pool, 255).start()
             await asyncio.sleep(1.0)
             assert "qorb db statistics socket" in pool.ledger().tasks
@@ -141,6 +146,7 @@ def test_a_client_that_goes_ends_it_and_leaves_nothing_with_the_pool():
     async def main():
         pool, _ = make_pool("a:1")
         async with pool:
+            await pool.ready()
             client = Client(pool, 1).start()
             await asyncio.sleep(1.5)
             client.says.set_result(None)
@@ -157,6 +163,7 @@ def test_a_client_that_is_too_slow_is_given_up():
     async def main():
         pool, _ = make_pool("a:1")
         async with pool:
+            await pool.ready()
             client = Client(pool, 1, delay=6.0).start()
             await client.task
             assert client.feed.client_gone
@@ -169,6 +176,7 @@ def test_a_slow_client_gets_fewer_frames_and_none_that_is_old():
     async def main():
         pool, _ = make_pool("a:1")
         async with pool:
+            await pool.ready()
             client = Client(pool, 1, delay=3.0).start()
             for _ in range(10):
                 await claim(pool, 1)
@@ -184,6 +192,7 @@ def test_what_a_client_says_is_taken_in_and_too_much_ends_it():
     async def main():
         pool, _ = make_pool("a:1")
         async with pool:
+            await pool.ready()
             client = Client(pool, 1).start()
             await asyncio.sleep(0.1)
             client.says.set_result(1024)
@@ -201,6 +210,7 @@ def test_cancelling_it_leaves_nothing():
     async def main():
         pool, _ = make_pool("a:1")
         async with pool:
+            await pool.ready()
             client = Client(pool, 1).start()
             await asyncio.sleep(1.5)
             client.task.cancel()
@@ -217,6 +227,7 @@ def test_an_error_in_what_receives_is_raised():
     async def main():
         pool, _ = make_pool("a:1")
         async with pool:
+            await pool.ready()
             client = Client(pool, 1).start()
             await asyncio.sleep(0.5)
             client.says.set_exception(ValueError("oh"))
@@ -240,6 +251,7 @@ def test_a_frame_holds_what_the_original_sends_and_what_else_may_stand_beside():
     async def main():
         pool, _ = make_pool("a:1")
         async with pool:
+            await pool.ready()
             client = Client(pool, 1).start()
             await asyncio.sleep(0.5)
             (_, frame) = client.frames[0]
