@@ -612,6 +612,26 @@ def test_a_pool_that_is_dropped_is_noticed_and_takes_it_along(run_real):
     run_real(main)
 
 
+def test_a_loop_that_is_closed_leaves_no_socket(capfd):
+    held = [make_pool()]
+
+    async def begin():
+        await held[0].start()
+        return await serve(held[0], port=0)
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(begin())
+    loop.close()
+    with pytest.warns(ResourceWarning) as warned:
+        held.clear()
+    gc.collect()
+    assert ["unterminated pool db" in str(warning.message) for warning in warned] == [True]
+    port = int(server.url.rstrip("/").rpartition(":")[2])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    assert capfd.readouterr().err == ""
+
+
 def test_cancelled_while_it_opens_it_leaves_nothing(run_real):
     async def main():
         async with make_pool() as pool:

@@ -58,6 +58,8 @@ class Server:
         self._beside: dict[_Presence, Callable[[], None]] = {}
         self._ended = asyncio.Event()
         self._server: WebSocketServer | None = None
+        self._listening: socket.socket | None = None
+        self._loop = asyncio.get_running_loop()
 
     async def __aenter__(self) -> Self:
         """Be open: it is."""
@@ -69,7 +71,7 @@ class Server:
 
     async def open(self, host: str, port: int, pools: Sequence[Pool[Any]]) -> None:
         """Listen, and accompany the pools. When it raises, nothing is open."""
-        listening = _listen(host, port)
+        listening = self._listening = _listen(host, port)
         try:
             # Neither this nor what follows suspends before there is somebody who closes it.
             server = self._server = await self._serve(listening)
@@ -128,10 +130,14 @@ class Server:
     async def _end(self) -> None:
         """Close everything; cancelled meanwhile, at once."""
         self.ending = True
+        if self._loop.is_closed():  # nothing can be waited for any more
+            if self._listening is not None:
+                self._listening.close()
+            return
         server = self._server
         if server is not None:
             server.close(code=GOING_AWAY, reason="the server ends")
-            timer = asyncio.get_running_loop().call_later(_FAREWELL, self._abort)
+            timer = self._loop.call_later(_FAREWELL, self._abort)
             closing = asyncio.ensure_future(server.wait_closed())
             closed = asyncio.Event()
             closing.add_done_callback(lambda _: closed.set())
