@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from qorb._demo import command as demo
 from qorb._resolve import command as resolve
+from qorb.top.terminal import command as top
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
 
-_COMMANDS: tuple[Callable[[Subparsers], None], ...] = (demo.add_command, resolve.add_command)
+_COMMANDS: tuple[Callable[[Subparsers], None], ...] = (demo.add_command, resolve.add_command, top.add_command)
 
 _INTERRUPTED = 130
 _READER_GONE = 141
