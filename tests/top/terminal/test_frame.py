@@ -32,10 +32,6 @@ def test_null_is_as_good_as_missing_and_what_is_unknown_is_left_alone():
     assert read(frame(timings={"wait": None, "dream": 3})).timings == {}
 
 
-def test_text_is_read_as_well_as_bytes():
-    assert read_frame('{"claims": 2, "sets": {}}') == Frame(2, {})
-
-
 def with_count(key, value):
     return frame(1, {"a": {**counts(), key: value}})
 

@@ -44,7 +44,7 @@ def test_the_head_says_what_is_true_of_the_whole_pool(board, source):
     board.tell(source.reading(FULL))
     assert text(picture.head(board, 0.0, 80)) == [
         " qorb top  main running                                      ws://db:8080  live",
-        " claims/s     3.0             █   waiting 5   backends 1 of 2 online",
+        " claims/s     3.0              █   waiting 5   backends 1 of 2 online",
         " slots 4      █ 2 claimed   ░ 1 unclaimed   ▒ 0 checking   · 1 connecting",
         " wait half ≤ 1 ms, 99 % ≤ 10 ms",
     ]
@@ -54,7 +54,7 @@ def test_the_head_of_the_original_leaves_blank_what_is_not_known(board, source):
     board.tell(source.reading(frame(1, {"a": counts(1, claimed=1)})))
     assert text(picture.head(board, 0.0, 80)) == [
         " qorb top                                                    ws://db:8080  live",
-        " claims/s                           backends 1",
+        " claims/s                          backends 1",
         " slots 2      █ 1 claimed   ░ 1 unclaimed   ▒ 0 checking   · 0 connecting",
         "",
     ]

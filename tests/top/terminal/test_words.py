@@ -53,7 +53,9 @@ def test_numbers_are_short(number, text):
     assert count(number) == text
 
 
-@pytest.mark.parametrize(("number", "text"), [(None, ""), (0, "0"), (0.01234, "0.012"), (3.25, "3.2"), (1234.5, "1,234")])
+@pytest.mark.parametrize(
+    ("number", "text"), [(None, ""), (0, "0"), (0.01234, "0.012"), (3.25, "3.2"), (1234.5, "1,234")]
+)
 def test_small_rates_have_decimals(number, text):
     assert rate(number) == text
 

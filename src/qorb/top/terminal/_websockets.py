@@ -36,6 +36,15 @@ class _Straight(connect):
         return exc
 
 
+class _Brisk(ClientConnection):
+    """Ends at once when something comes that is against the protocol or too large, and not when the server ends it."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.protocol.parser_exc is not None:
+            self.transport.abort()
+
+
 @asynccontextmanager
 async def connected(address: Address) -> AsyncGenerator[Receive, None]:
     """Connect, and give what receives. Raises TroubleError. Cancellation closes the connection first."""
@@ -53,20 +62,21 @@ async def connected(address: Address) -> AsyncGenerator[Receive, None]:
             close_timeout=_FAREWELL,
             max_size=_LARGEST,
             max_queue=2,
+            create_connection=_Brisk,
         )
     except (OSError, WebSocketException, ValueError) as error:
         raise TroubleError(harmless(_why_not_connected(error))) from None
 
-    async def receive() -> bytes | str:
+    async def receive() -> bytes:
         return await _receive(connection)
 
     async with connection:
         yield receive
 
 
-async def _receive(connection: ClientConnection) -> bytes | str:
+async def _receive(connection: ClientConnection) -> bytes:
     try:
-        return await connection.recv()
+        return await connection.recv(decode=False)
     except ConnectionClosed as closed:
         raise TroubleError(harmless(_why_closed(closed))) from None
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
-    Receive = Callable[[], Awaitable[bytes | str]]
+    Receive = Callable[[], Awaitable[bytes]]
     """Wait for the next message. Raises TroubleError."""
     Connect = Callable[[], AbstractAsyncContextManager[Receive]]
     """Open a connection, and close it at the end. Raises TroubleError."""
@@ -86,7 +86,7 @@ async def read_once(connect: Connect, interval: float) -> Reading:
     return reading
 
 
-async def _in_time(receive: Receive, seconds: float) -> bytes | str:
+async def _in_time(receive: Receive, seconds: float) -> bytes:
     try:
         async with asyncio.timeout(seconds):
             return await receive()

@@ -64,7 +64,7 @@ class Frame:
     timings: Mapping[str, Histogram] | None = None
 
 
-def read_frame(message: bytes | str) -> Frame:
+def read_frame(message: bytes) -> Frame:
     """Read a message of the server. Raises FrameError."""
     try:
         sent: Any = json.loads(message, parse_constant=_no_number)
