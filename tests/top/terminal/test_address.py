@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from qorb.top.terminal.address import read_address
@@ -49,9 +51,9 @@ def test_a_token_in_the_query_is_taken_out_of_it_and_never_shown():
     ],
 )
 def test_what_is_no_address_is_said_in_a_sentence(text, words):
-    with pytest.raises(ValueError, match="^[^\x1b]*$") as refused:
+    with pytest.raises(ValueError, match=re.escape(words)) as refused:
         read_address(text, interval=1)
-    assert words in str(refused.value)
+    assert str(refused.value).isprintable()
 
 
 def test_a_password_in_a_url_is_refused_without_being_repeated():
@@ -62,5 +64,5 @@ def test_a_password_in_a_url_is_refused_without_being_repeated():
 
 @pytest.mark.parametrize("token", ["", "a b", "a\r\nHost: b", "ä"])
 def test_a_token_that_does_not_fit_into_a_header_is_refused(token):
-    with pytest.raises(ValueError, match="^a token consists of"):
+    with pytest.raises(ValueError, match="a token consists of"):
         read_address("db:1", interval=1, token=token)

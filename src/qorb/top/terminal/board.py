@@ -85,9 +85,9 @@ class Board:
         self._rows = None
 
     def move(self, rows: int) -> None:
-        """Select so many rows further down; at first the uppermost one."""
+        """Select so many rows further down; with none selected, from above the uppermost one."""
         before = self.index
-        self.select(0 if before is None else before + rows)
+        self.select((-1 if before is None else before) + rows)
 
     def select(self, index: int) -> None:
         """Select a row, or the nearest that there is."""
