@@ -119,12 +119,25 @@ def test_no_backend_is_said(board, source):
 def test_the_selected_backend_shows_all_of_its_last_error(board, source):
     sets = {"a": counts(7), "b": counts(7, last_error="no " * 30 + "more", failures=3)}
     board.tell(source.reading(frame(1, sets)))
-    assert text(picture.detail(board, 80))[0].startswith(" 2 of 2 backends; ")
     board.move(1)
     board.move(1)
     shown = text(picture.detail(board, 80))
     assert shown[0] == " b  1 unclaimed; 7 claims in all; 3 failures lately"
     assert (shown[1] + " " + shown[2]).split() == ["no"] * 30 + ["more"]
+
+
+def test_while_none_is_selected_the_backend_with_the_most_failures_is_shown(board, source):
+    sets = {"a": counts(1, failures=1), "b": counts(1, failures=2, last_error="refused"), "c": counts(1, failures=2)}
+    board.tell(source.reading(frame(1, sets)))
+    assert text(picture.detail(board, 80))[:2] == [
+        " most failures: b  1 unclaimed; 1 claims in all; 2 failures lately",
+        " refused",
+    ]
+    board.move(1)
+    assert text(picture.detail(board, 80))[0].startswith(" a  ")
+    board.deselect()
+    board.tell(source.reading(frame(1, {"a": counts(1, failures=0), "b": counts(1)})))
+    assert text(picture.detail(board, 80))[0].startswith(" 2 of 2 backends; ")
 
 
 def test_trouble_says_what_and_when_it_goes_on(board, source):

@@ -182,25 +182,35 @@ def table(board: Board, width: int, height: int, top: int) -> list[Line]:
 
 
 def detail(board: Board, width: int) -> list[Line]:
-    """Draw the selected backend's numbers and all of its last error, in three lines."""
+    """Draw the selected backend's numbers and all of its last error, in three lines.
+
+    While none is selected, it is the one with the most failures; when there are none, what can be done.
+    """
     index = board.index
-    if index is None:
-        rows = len(board.rows)
-        total = 0 if board.reading is None else len(board.reading.frame.backends)
-        wanted = f", with {legible(board.choice.wanted, 30)!r} in name or error" if board.choice.wanted else ""
-        said = f" {count(rows)} of {count(total)} backends{wanted}; ↑ ↓ choose one to see all of its last error"
-        return [_fit([(said, "dim")], width), _fit([], width), _fit([], width)]
-    row = board.rows[index]
+    if index is not None:
+        return _detail(board.rows[index], "", width)
+    failing = max(board.rows, key=lambda row: row.counts.failures or 0, default=None)
+    if failing is not None and failing.counts.failures:
+        return _detail(failing, "most failures: ", width)
+    total = 0 if board.reading is None else len(board.reading.frame.backends)
+    wanted = f", with {legible(board.choice.wanted, 30)!r} in name or error" if board.choice.wanted else ""
+    said = f" {count(len(board.rows))} of {count(total)} backends{wanted}; ↑ ↓ choose one to see all of its last error"
+    return [_fit([(said, "dim")], width), _fit([], width), _fit([], width)]
+
+
+def _detail(row: Row, why: str, width: int) -> list[Line]:
     counts = row.counts
     numbers = [(getattr(counts, f"{state}_slots"), state) for state, _ in _SLOTS]
     slots = ", ".join(f"{count(number)} {state}" for number, state in numbers if number) or "no slots"
     lately = "" if counts.failures is None else f"; {count(counts.failures)} failures lately"
     said = f"  {slots}; {count(counts.total_claims)} claims in all{lately}"
-    error = legible(counts.last_error or "", 2 * (width - 2))
+    room = width - 2
+    error = legible(counts.last_error or "", max(4, 2 * room))
+    meaning = "bad" if counts.failures else "dim"
     return [
-        _fit([(f" {legible(row.name, width)}", "strong"), (said, "")], width),
-        _fit([(f" {error[: width - 2]}", "bad" if counts.failures else "dim")], width),
-        _fit([(f" {error[width - 2 :]}", "bad" if counts.failures else "dim")], width),
+        _fit([(f" {why}", "dim"), (legible(row.name, width), "strong"), (said, "")], width),
+        _fit([(f" {error[:room]}", meaning)], width),
+        _fit([(f" {error[room:]}", meaning)], width),
     ]
 
 
