@@ -22,6 +22,15 @@ def test_an_address_may_be_written_in_many_ways(text, url, shown):
     assert (address.url, address.shown, address.token) == (url, shown, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [("db:8080", "db", 8080), ("ws://db", "db", 80), ("https://db/x", "db", 443), ("http://[::1]:81", "::1", 81)],
+)
+def test_host_and_port_are_known(text, host, port):
+    address = read_address(text, interval=1)
+    assert (address.host, address.port) == (host, port)
+
+
 def test_pool_and_interval_are_asked_for():
     assert read_address("db:1", interval=7, pool="a&b").url == "ws://db:1/qtop/stats?update_secs=7&pool=a%26b"
 

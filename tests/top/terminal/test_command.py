@@ -205,6 +205,36 @@ def test_a_host_that_is_not_found_is_told_of_in_one_sentence():
     assert complaints.count("\n") == 1
 
 
+@pytest.mark.parametrize("host", ["a" * 64, "a..b"])
+def test_what_can_be_no_host_is_told_of_in_one_sentence(host):
+    status, _, complaints = top(f"{host}:1", "--once")
+    assert status == 1
+    assert complaints.startswith(f"qorb top: ws://{host}:1: the host ")
+    assert complaints.count("\n") == 1
+
+
+HANGING = """
+import socket, sys, time
+from qorb.cli import main
+socket.getaddrinfo = lambda *_, **__: time.sleep(1000)
+from qorb.top.terminal import following, _websockets
+following.PATIENCE = _websockets.PATIENCE = 0.2
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_look_up_that_hangs_keeps_it_from_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, "top", "db:1", "--once"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 1
+    assert "no answer within" in done.stderr
+
+
 def test_ten_thousand_backends_are_printed():
     many = frame(0, {f"backend-{number}.example.com:5432": counts(number) for number in range(10_000)})
     with Server(lambda connection: connection.send(many)) as server:

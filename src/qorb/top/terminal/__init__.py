@@ -9,6 +9,7 @@
 | rows | which backends are shown, in which order; bars and sparklines |
 | words | numbers and names as text; a reading as plain text, or as JSON |
 | following | one connection after the other, with pauses that grow |
+| dialling | the TCP connection under it |
 | _websockets | one connection |
 | _textual | the view that stays open |
 """

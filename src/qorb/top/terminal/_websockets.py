@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus, WebSocketException
 
+from qorb.top.terminal.dialling import dial
 from qorb.top.terminal.following import PATIENCE, TroubleError
 from qorb.top.terminal.words import harmless
 
@@ -52,6 +53,7 @@ async def connected(address: Address) -> AsyncGenerator[Receive, None]:
     try:
         connection = await _Straight(
             address.url,
+            sock=await dial(address.host, address.port, PATIENCE),
             additional_headers=headers,
             user_agent_header="qorb top",
             compression=None,  # what is small when it is sent and large when it is read has no place here
@@ -100,6 +102,8 @@ def _why_not_connected(error: Exception) -> str:
             reason = f"no answer within {PATIENCE:.0f} s"
         case socket.gaierror():
             reason = f"the host is not found ({error.strerror})"
+        case UnicodeError():
+            reason = f"the host has a name that cannot be one ({error})"
         case ssl.SSLCertVerificationError():
             reason = f"the server's certificate cannot be verified ({error.verify_message})"
         case ssl.SSLError():

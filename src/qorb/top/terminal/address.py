@@ -23,6 +23,8 @@ class Address:
     """Of the WebSocket, with everything that is asked for; no token is in it."""
     shown: str
     """The same for people."""
+    host: str
+    port: int
     token: Secret | None
 
 
@@ -45,7 +47,13 @@ def read_address(text: str, *, interval: int, pool: str | None = None, token: st
         path += _PATH
     place = f"{_SCHEMES[parts.scheme]}://{parts.netloc}"
     shown = place + path.removesuffix(_PATH)
-    return Address(f"{place}{path}?{urlencode(query)}", shown, None if token is None else _secret(token))
+    return Address(
+        url=f"{place}{path}?{urlencode(query)}",
+        shown=shown,
+        host=parts.hostname or "",
+        port=parts.port or (443 if place.startswith("wss") else 80),
+        token=None if token is None else _secret(token),
+    )
 
 
 def _split(text: str) -> SplitResult:
