@@ -65,8 +65,8 @@ def test_a_backend_is_a_row_with_everything_that_is_known(board, source):
     board.tell(source.reading({**FULL, "sets": {**FULL["sets"], "db-1:5432": counts(1234, claimed=2, online=True)}}))
     assert text(picture.table(board, 100, 10, 0)) == [
         " backend▲     state   slots       claimed claims/s          fails last error",
-        " db-1:5432    online  ██░             2/3    1,224        █",
-        " db-2:5432    OFFLINE ·               0/1        0        ▁     4 refused",
+        " db-1:5432    online  ██████░░░       2/3    1,224        █",
+        " db-2:5432    OFFLINE ···             0/1        0        ▁     4 refused",
     ]
 
 

@@ -63,8 +63,11 @@ def test_the_orders_come_one_after_the_other_both_ways():
     assert Order.NAME.next(-1) is Order.FAILURES
 
 
-def test_a_bar_has_one_cell_for_each_slot_while_there_is_room():
+def test_a_bar_has_the_same_number_of_cells_for_each_slot_while_there_is_room():
     assert bar(Counts(1, 2, 0, 3, 0), 10, 10) == (3, 2, 0, 1)
+    assert bar(Counts(1, 2, 0, 0, 0), 3, 10) == (0, 6, 0, 3)
+    assert bar(Counts(0, 1, 0, 1, 0), 2, 100) == (4, 4, 0, 0)
+    assert bar(Counts(0, 0, 0, 0, 0), 0, 10) == (0, 0, 0, 0)
 
 
 slots = st.integers(0, 2**64 - 1)

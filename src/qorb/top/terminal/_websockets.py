@@ -122,7 +122,7 @@ def _why_not_connected(error: Exception) -> str:
 def _why_refused(refused: InvalidStatus) -> str:
     response = refused.response
     code = response.status_code
-    answer = bytes(response.body or b"")[:_LONGEST_ANSWER].decode(errors="replace").strip()
+    answer = bytes(response.body or b"")[:_LONGEST_ANSWER].decode(errors="replace").strip().rstrip(".")
     said = f": {answer}" if answer and not answer.startswith(("<", "{")) else ""
     answered = f"{code} {response.reason_phrase}".strip() + said
     if code == _UNAUTHORIZED:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qorb.top.terminal.frame import Counts
     from qorb.top.terminal.rates import Reading, Samples
 
+_MOST_CELLS = 4
 _LEVELS = "▁▂▃▄▅▆▇█"
 
 
@@ -88,11 +89,14 @@ def _key(row: Row, order: Order) -> float | None:
 def bar(counts: Counts, largest: int, width: int) -> tuple[int, int, int, int]:
     """Give how many of `width` cells are claimed, unclaimed, checking and connecting slots.
 
-    `largest` slots fill the width; when that is not more, one slot is one cell. A state that occurs has a cell.
+    `largest` slots fill the width; when there are fewer, each has the same number of cells, at most 4. A state that
+    occurs has a cell.
     """
     slots = (counts.claimed_slots, counts.unclaimed_slots, counts.checking_slots, counts.connecting_slots)
     if largest <= width:
-        return slots
+        each = min(_MOST_CELLS, width // max(1, largest))
+        claimed, unclaimed, checking, connecting = (each * number for number in slots)
+        return claimed, unclaimed, checking, connecting
     cells = [max(1, round(number * width / largest)) if number else 0 for number in slots]
     while sum(cells) > width:
         cells[cells.index(max(cells))] -= 1
