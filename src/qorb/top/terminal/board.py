@@ -23,12 +23,12 @@ class Board:
         self.reading: Reading | None = None
         """What is shown."""
         self.latest: Reading | None = None
-        self.connecting = True
+        self.connecting: bool = True
         """There is no connection, and one is being opened."""
         self.trouble: Trouble | None = None
         """Why there is no connection; it stays while another one is being opened."""
         self.paused_at: float | None = None
-        self.version = 0
+        self.version: int = 0
         """Grows with everything that may change the picture."""
         self._choice = Choice()
         self._rows: list[Row] | None = None

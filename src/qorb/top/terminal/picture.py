@@ -106,8 +106,8 @@ class Columns:
         longest = max((len(legible(row.name, _MOST_NAME)) for row in rows), default=0)
         fixed = 1 + 1 + 7 + 1 + self.bar + 1 + 8 + 1 + 8 + 1 + self.spark + 1 + 5 + 1
         room = width - fixed - (_LEAST_ERROR if width >= _WIDE else 0)
-        self.name = max(_LEAST_NAME, min(longest, _MOST_NAME, room))
-        self.error = max(0, width - fixed - self.name)
+        self.name: int = max(_LEAST_NAME, min(longest, _MOST_NAME, room))
+        self.error: int = max(0, width - fixed - self.name)
 
     def title(self, board: Board) -> Line:
         """Draw the names of the columns, with an arrow at the one by which is sorted."""
