@@ -124,6 +124,20 @@ def test_every_event_has_a_probe_with_the_documented_name_and_arguments():
     assert usdt.NUMBERS == NUMBERS
 
 
+def test_the_documentation_lists_the_probes_and_their_arguments():
+    text = (ROOT / "docs/observing.md").read_text(encoding="utf-8").partition("## USDT probes")[2]
+    listed = {}
+    starred = set()
+    for names, arguments in re.findall(r"^\| (`[^|]*) \| (`[^|]*) \|$", text, re.MULTILINE):
+        for name, star in re.findall(r"`([a-z-]+)`(\*?)", names):
+            listed[name] = re.findall(r"`(\w+)`", arguments)
+            if star:
+                starred.add(name)
+
+    assert listed == PROBES
+    assert starred == set(OURS)
+
+
 @needs("readelf")
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 def test_a_library_says_where_its_probes_and_their_arguments_are(machine, tmp_path):
