@@ -101,6 +101,10 @@ compare: .venv-bench/.installed ## Put pools through the faults of a PostgreSQL 
 diagram: $(VENV)/.wheel ## Draw the state diagram of the documentation from the table of moves
 	$(RUN) tools.diagram
 
+.PHONY: pictures
+pictures: $(VENV)/.wheel ## Take the pictures of docs/observing.md (needs chromium, and three minutes)
+	$(RUN) tools.pictures
+
 .PHONY: format
 format: $(VENV)/.installed ## Format the code and repair what can be repaired safely
 	$(RUN) ruff check --fix-only --quiet $(wildcard $(CHECKED))
