@@ -66,8 +66,8 @@ FORBIDDEN_IN_ASYNCIO = {
 COMES_WITH = {"aiodns": "pycares", "prometheus": "prometheus_client"}
 COMES_WITH |= {"otel": "opentelemetry", "otel_sdk": "opentelemetry"}
 STARTS_TASKS = {"create_task", "ensure_future", "Task"}
-# TaskOwner starts the pool's tasks. The others are programs or tools for tests, with tasks of their own, and what serves
-# a client, which waits for its own.
+# TaskOwner starts the pool's tasks. The others are programs or tools for tests, with tasks of their own, and what
+# serves a client, which waits for its own.
 MAY_START_TASKS = {
     *("qorb._tasks", "qorb.top._feed", "qorb.top._websockets"),
     *("qorb.testing", "qorb._demo", "qorb._resolve", "qorb.top.terminal", "qorb.cli"),

@@ -85,7 +85,7 @@ class Relay:
         await asking
         for one in (writer, downstream):
             one.transport.abort()
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):  # uvloop tells here that the other end had gone before
                 await one.wait_closed()
         self.serving -= 1
 
