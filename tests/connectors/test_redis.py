@@ -326,7 +326,7 @@ def test_no_answer_reaches_another_claim_in_100_000_cancels(run_real, server):
     run_real(main)
     print(counted)  # noqa: T201 - shown when it fails
     assert counted["mismatches"] == 0
-    assert counted["in flight"] > CANCELS / 10
+    assert counted["in flight"] > CANCELS / 25  # how many depends on the loop, and on what else the machine does
     assert counted["answered"] > 1000
 
 
