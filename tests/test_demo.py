@@ -5,6 +5,7 @@ import codecs
 import contextlib
 import errno
 import fcntl
+import json
 import logging
 import os
 import pty
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import termios
 import threading
+import urllib.request
 
 import dns.asyncquery
 import dns.flags
@@ -665,6 +667,19 @@ def test_a_demo_that_is_piped_writes_plain_lines_and_leaves_nothing():
     assert before["open connections, by the servers"] > 0
     assert before["tasks with a pool's name, by asyncio"] > 0
     assert before["sockets but the servers', by the system"] > 0 or sys.platform != "linux"
+
+
+def test_its_statistics_can_be_looked_at_meanwhile():
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with started("demo", "--seconds", "3") as demo:
+        url = next(re.search(r"served at (http://\S+)", line)[1] for line in demo.stdout if "served at" in line)
+        with opener.open(f"{url}stats.json", timeout=60) as answer:
+            pools = json.load(answer)["pools"]
+        said, complaints = demo.communicate()
+    assert [(pool["name"], pool["state"]) for pool in pools] == [("demo", "running")]
+    assert complaints == ""
+    assert demo.returncode == 0, said
+    assert "left: nothing" in said.splitlines()
 
 
 @pytest.mark.parametrize("backends", ["2", "5"])

@@ -11,6 +11,7 @@
 | scenario | what happens when, and what to look at: a table |
 | frame | what there is to show at one moment, worked out from Pool.stats() |
 | journal | what was said, in order: steps, the pool's events, log records |
+| statistics | where the pools can be looked at with a browser or `qorb top` |
 | interruption | Ctrl-C and the like, as something to wait for |
 | report, process | what is left at the end, by several accounts |
 | plain, _rich | the two views |

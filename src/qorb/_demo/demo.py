@@ -15,6 +15,7 @@ from qorb._demo.interruption import Interruption
 from qorb._demo.journal import Journal
 from qorb._demo.report import Counter, Report
 from qorb._demo.scenario import Stage, scenario
+from qorb._demo.statistics import serve_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -77,6 +78,7 @@ async def _perform(options: DemoOptions, view: View[Frame], interruption: Interr
             )
             counter = Counter([pool], stage)
             async with EchoClients(pool, stage.servers, count=options.clients, seed=options.seed) as clients, pool:
+                await serve_statistics(journal, pool)
                 journal.step(
                     f"{options.backends} servers are up, and in DNS. The clients begin.",
                     "each backend gets its share of the slots, and of the claims.",

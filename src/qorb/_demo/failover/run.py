@@ -17,6 +17,7 @@ from qorb._demo.failover.stage import ClusterStage
 from qorb._demo.frame import Meter
 from qorb._demo.journal import Journal
 from qorb._demo.report import Counter
+from qorb._demo.statistics import serve_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,7 @@ async def _perform(options: DemoOptions, view: View[ClusterFrame], interruption:
             readers = Readers(reads, stage.was_well_since, count=options.clients - count, seed=options.seed)
             async with writers, readers, writes, reads:
                 journal.begin()
+                await serve_statistics(journal, writes, reads)
                 journal.step(
                     "db-1 is the primary, db-2 and db-3 are its standbys. The clients begin.",
                     "DNS names all three; each pool keeps to those that have its role.",
