@@ -113,6 +113,15 @@ class Qtop:
         assert all(type(number) is int and number >= 0 for number in numbers)
         return read
 
+    async def claims(self, number):
+        """Read until so many claims have been told of, one interval after the other, and no more; give that update."""
+        told = 0
+        while told < number:
+            update = await self.update()
+            told += update["claims"]
+        assert told == number
+        return update
+
     async def to_the_end(self):
         """Read until the server closes, which raises EOFError."""
         while True:

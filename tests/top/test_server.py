@@ -55,8 +55,7 @@ def test_the_originals_client_gets_its_frames(run_real):
                 for _ in range(3):
                     async with pool.claim():
                         pass
-                update = await client.update()
-                assert update["claims"] == 3
+                update = await client.claims(3)
                 assert sum(own["total_claims"] for own in update["sets"].values()) == 3
                 assert (await client.update())["claims"] == 0
                 assert set(client.kinds) == {client.BINARY}
