@@ -223,8 +223,10 @@ def test_m3_nothing_in_src_reads_a_wall_clock():
     assert wall_clocks("import time\ntime.time()") == ["time.time"]
     assert wall_clocks("import datetime\ndatetime.datetime.now()") == ["datetime.now"]
     assert wall_clocks("from time import time_ns") == ["time.time_ns"]
-    # `qorb resolve` writes for people when something changed; it decides nothing by it.
-    files = [file for file in sorted(Path(SRC).rglob("*.py")) if file.parent.name != "_resolve"]
+    # `qorb resolve` and `qorb top` write for people when something was, and OpenTelemetry wants it of what is exported to
+    # it; they decide nothing by it.
+    tellers = {("_resolve", "words"), ("terminal", "words"), ("observers", "otel_sdk")}
+    files = [file for file in sorted(Path(SRC).rglob("*.py")) if (file.parent.name, file.stem) not in tellers]
     assert len(files) > 30
     assert {str(file): wall_clocks(file.read_text()) for file in files if wall_clocks(file.read_text())} == {}
 
