@@ -223,8 +223,7 @@ def test_m3_nothing_in_src_reads_a_wall_clock():
     assert wall_clocks("import time\ntime.time()") == ["time.time"]
     assert wall_clocks("import datetime\ndatetime.datetime.now()") == ["datetime.now"]
     assert wall_clocks("from time import time_ns") == ["time.time_ns"]
-    # `qorb resolve` and `qorb top` write for people when something was, and OpenTelemetry wants it of what is exported to
-    # it; they decide nothing by it.
+    # These write for people, or for OpenTelemetry, when something was. They decide nothing by it.
     tellers = {("_resolve", "words"), ("terminal", "words"), ("observers", "otel_sdk")}
     files = [file for file in sorted(Path(SRC).rglob("*.py")) if (file.parent.name, file.stem) not in tellers]
     assert len(files) > 30
