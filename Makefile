@@ -102,7 +102,7 @@ diagram: $(VENV)/.wheel ## Draw the state diagram of the documentation from the 
 	$(RUN) tools.diagram
 
 .PHONY: pictures
-pictures: $(VENV)/.wheel ## Take the pictures of docs/observing.md (needs chromium, and three minutes)
+pictures: $(VENV)/.wheel ## Take the pictures of the documentation (needs chromium, and three minutes)
 	$(RUN) tools.pictures
 
 .PHONY: format
