@@ -672,7 +672,7 @@ def test_a_demo_that_is_piped_writes_plain_lines_and_leaves_nothing():
 def test_its_statistics_can_be_looked_at_meanwhile():
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with started("demo", "--seconds", "3") as demo:
-        url = next(re.search(r"served at (http://\S+)", line)[1] for line in demo.stdout if "served at" in line)
+        url = next(re.search(r"Statistics: (http://\S+)", line)[1] for line in demo.stdout if "Statistics:" in line)
         with opener.open(f"{url}stats.json", timeout=60) as answer:
             pools = json.load(answer)["pools"]
         said, complaints = demo.communicate()

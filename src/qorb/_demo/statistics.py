@@ -26,6 +26,6 @@ async def serve_statistics(journal: Journal, *pools: Pool[Any]) -> None:
         return
     address = urlsplit(server.url).netloc
     journal.step(
-        f"Statistics of what follows are served at {server.url}",
-        f"open that in a browser, or run `qorb top {address}` in another terminal.",
+        f"Statistics: {server.url} or `qorb top {address}`",
+        "what follows can be watched in a browser, or in another terminal.",
     )
