@@ -174,6 +174,29 @@ def test_tasks_that_nobody_named_go_by_the_function_that_they_run():
     run(main)
 
 
+def test_a_holder_that_has_ended_is_told_although_its_coroutine_is_gone():
+    async def main():
+        async with opened(ONE, spares_wanted=1, max_slots=1) as watched:
+            claims = []
+
+            async def hold_and_end():
+                claims.append(await watched.pool.claim())
+
+            # An eager task that ended at once has no coroutine: CPython 3.12 crashes when it is asked for it.
+            eager = getattr(asyncio, "eager_task_factory", None)
+            task = (
+                asyncio.create_task(hold_and_end())
+                if eager is None
+                else eager(asyncio.get_running_loop(), hold_and_end())
+            )
+            await task
+            (holder,) = watched.pool.explain().holders
+            claims[0].release()
+            return holder.ended, holder.coroutine
+
+    assert run(main) == (True, None)
+
+
 def test_the_only_holder_is_named():
     async def main():
         async with opened(ONE, spares_wanted=1, max_slots=1) as watched, tasks() as start:

@@ -447,7 +447,11 @@ def _holder_of(slot: Slot[Any], look: Look, asking: set[Any], *, located: bool) 
     )
 
 
-def _function(task: asyncio.Task[Any]) -> str:
+def _function(task: asyncio.Task[Any]) -> str | None:
+    """Name the function that a task runs; None when it has ended."""
+    # An eager task that has ended has no coroutine any more, and CPython 3.12 crashes when it is asked for it.
+    if task.done():
+        return None
     coroutine = task.get_coro()
     name: str = getattr(coroutine, "__qualname__", None) or type(coroutine).__name__
     return name.rpartition("<locals>.")[2]

@@ -25,7 +25,7 @@ _RANK = {"offline": 0, "failing": 1, "untried": 2, "leaving": 3, "online": 4}
 _LONGEST_ERROR = 200
 _WIDEST_NAME = 40
 _AT_ONCE = 0.05
-_GIVEN_BY_ASYNCIO = re.compile(r"Task-\d+")
+_GIVEN_BY_ASYNCIO = re.compile(r"Task-\d+|None")  # Python 3.13.0 calls those so that a task factory makes
 _SERIAL = re.compile(r"[0-9a-fA-F]{8}[0-9a-fA-F-]*|\d+")
 """What tells the tasks of one kind from each other: a number, or what looks like a UUID."""
 
