@@ -498,9 +498,9 @@ def test_a_claim_that_the_garbage_collector_ends_in_on_acquire_in_another_thread
             connector.for_ever = True
             left = enter(pool)
             left.send(None)
+            ended = asyncio.ensure_future(pool.terminate()) if ending else None
             seen = pool.stats()
             assert seen.backends[TWO[0]].claimed_slots == 1
-            ended = asyncio.ensure_future(pool.terminate()) if ending else None
 
             assert not in_a_thread(left.close)
             assert pool.stats() == seen  # nothing was touched in the other one

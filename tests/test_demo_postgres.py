@@ -24,6 +24,7 @@ from qorb._demo.frame import Meter
 from qorb._demo.journal import Entry, Journal, Kind
 from qorb._demo.postgres import PostgresError, PostgresServer
 from qorb._demo.report import Census
+from qorb._demo.server_process import signals_wait
 from qorb.cli import main
 from qorb.events import HealthCheckFailed, ResolverUpdated, SlotSetOffline
 from tests.test_demo import WITHOUT_RICH, left_on_the_screen, on_terminal, started, terminal
@@ -336,3 +337,21 @@ def test_options_that_do_not_go_together_end_in_one_sentence(arguments, sentence
         main(["demo", "--postgres", *arguments])
     assert ended.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_the_process_that_is_being_started_is_known(signum):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    known = []
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            with signals_wait():
+                signal.raise_signal(signum)
+                known.append("process")
+            known.append("the signal was lost")
+        assert known == ["process"]
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -25,7 +25,8 @@ _RANK = {"offline": 0, "failing": 1, "untried": 2, "leaving": 3, "online": 4}
 _LONGEST_ERROR = 200
 _WIDEST_NAME = 40
 _AT_ONCE = 0.05
-_GIVEN_BY_ASYNCIO = re.compile(r"Task-\d+|None")  # Python 3.13.0 calls those so that a task factory makes
+_GIVEN_BY_ASYNCIO = re.compile(r"Task-\d+|None")
+"""Names that nobody chose. Python 3.13.0 calls "None" what a task factory makes."""
 _SERIAL = re.compile(r"[0-9a-fA-F]{8}[0-9a-fA-F-]*|\d+")
 """What tells the tasks of one kind from each other: a number, or what looks like a UUID."""
 
@@ -196,7 +197,7 @@ def name_of(holders: Sequence[Holder]) -> str:
     if any(holder.task != first.task for holder in holders):
         return _quoted(kind)
     if _GIVEN_BY_ASYNCIO.fullmatch(first.task) and kind != first.task:
-        return f"{_quoted(kind)} ({first.task})"
+        return _quoted(kind) if first.task == "None" else f"{_quoted(kind)} ({first.task})"
     return _quoted(first.task)
 
 

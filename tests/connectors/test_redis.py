@@ -310,7 +310,8 @@ def test_no_answer_reaches_another_claim_in_100_000_cancels(run_real, server):
                     counted["mismatches"] += answer != f"value of {key}".encode()
 
             await pool.ready()
-            while counted["cancelled"] < CANCELS:
+            # How many of them find an answer under way depends on the loop: those are the ones that count.
+            while counted["cancelled"] < CANCELS or counted["in flight"] <= CANCELS / 10:
                 asking = set()
                 tasks = [loop.create_task(ask(key, asking)) for key in chance.sample(keys, BATCH)]
                 for _ in range(chance.randrange(1, 8)):
@@ -326,7 +327,7 @@ def test_no_answer_reaches_another_claim_in_100_000_cancels(run_real, server):
     run_real(main)
     print(counted)  # noqa: T201 - shown when it fails
     assert counted["mismatches"] == 0
-    assert counted["in flight"] > CANCELS / 25  # how many depends on the loop, and on what else the machine does
+    assert counted["in flight"] > CANCELS / 10
     assert counted["answered"] > 1000
 
 

@@ -90,14 +90,18 @@ async def _perform(options: DemoOptions, view: View[Frame], interruption: Interr
 
 
 def demo_policy(options: DemoOptions) -> Policy:
-    """Give times so short that a person sees things happen, and slots for seven tenths of the clients."""
-    slots = min(max(3 * options.backends, 7 * options.clients // 10), _MOST_SLOTS)
+    """Give slots for seven tenths of the clients."""
+    return short_times(min(max(3 * options.backends, 7 * options.clients // 10), _MOST_SLOTS), claim_timeout=5.0)
+
+
+def short_times(slots: int, *, claim_timeout: float) -> Policy:
+    """Give so many slots, and times so short that a person sees things happen."""
     return Policy(
         spares_wanted=2,
         max_slots=slots,
         max_slots_per_backend=slots,
         rebalance_interval=2.0,
-        claim_timeout=5.0,
+        claim_timeout=claim_timeout,
         connect_timeout=1.0,
         max_connection_backoff=1.0,
         health_interval=1.0,

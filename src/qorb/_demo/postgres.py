@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qorb._demo.server_process import LOG_TAIL, ServerProcess
+from qorb._demo.server_process import LOG_TAIL, ServerProcess, signals_wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
@@ -196,13 +196,17 @@ class PostgresServer(ServerProcess):
 
 @contextlib.contextmanager
 def cluster(size: int = 3, settings: Mapping[str, str] | None = None) -> Generator[list[PostgresServer]]:
-    """Run a primary, which comes first, and standbys that stream from it: one port of 127.0.0.1, 127.0.0.2, ..."""
+    """Run a primary, which comes first, and standbys that stream from it: one port of 127.0.0.1, 127.0.0.2, ...
+
+    Ctrl-C waits until they have started, and removes them then.
+    """
     with contextlib.ExitStack() as stack:
-        primary = stack.enter_context(PostgresServer(settings=settings))
-        servers = [primary]
-        for number in range(2, size + 1):
-            standby = PostgresServer(f"127.0.0.{number}", primary.port, of=primary, settings=settings)
-            servers.append(stack.enter_context(standby))
+        with signals_wait():
+            primary = stack.enter_context(PostgresServer(settings=settings))
+            servers = [primary]
+            for number in range(2, size + 1):
+                standby = PostgresServer(f"127.0.0.{number}", primary.port, of=primary, settings=settings)
+                servers.append(stack.enter_context(standby))
         yield servers
 
 

@@ -12,13 +12,14 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -70,8 +71,9 @@ class ServerProcess(ABC):
 
     def __enter__(self) -> Self:
         try:
-            self.make()
-            self.start()
+            with signals_wait():
+                self.make()
+                self.start()
         except BaseException:
             self.remove()
             raise
@@ -178,6 +180,28 @@ class ServerProcess(ABC):
         if self._process is None or self._process.poll() is not None:
             return []
         return [self._process.pid, *_children(self._process.pid)]
+
+
+@contextlib.contextmanager
+def signals_wait() -> Generator[None]:
+    """Let the signals that Python handles wait until what is begun meanwhile is there, and can be ended.
+
+    KeyboardInterrupt in the midst of Popen() would leave a process that nobody ends. Signals come in the main thread
+    alone.
+    """
+    came: list[int] = []
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):
+                previous[number] = signal.signal(number, lambda which, _: came.append(which))
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _free_port(host: str) -> int:

@@ -189,7 +189,14 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         await self.validate(connection)
 
     async def close(self, connection: asyncpg.Connection) -> None:
-        """Say goodbye to the server, and wait until it has closed. When it is cancelled, it aborts."""
+        """Say goodbye to the server, and wait until it has closed. When it is cancelled, it aborts.
+
+        A server that has ended the session is told nothing: asyncpg would connect again, to cancel what it believes to
+        be under way.
+        """
+        if self._known[connection].loop.is_closing:
+            self.abort(connection)
+            return
         try:
             await connection.close()
         except BaseException:

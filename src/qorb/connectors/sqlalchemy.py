@@ -211,12 +211,20 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
         return is_dead(entry.driver_connection, entry.loop, entry.farewell)
 
     async def close(self, connection: ConnectionPoolEntry) -> None:
-        """Log out and close, as the driver does. When it is cancelled, the pool aborts."""
+        """Log out and close, as the driver does; at once where the server has ended the session.
+
+        When it is cancelled, the pool aborts.
+        """
         entry = cast("Entry", connection)
         await greenlet_spawn(entry.close)
-        if entry.opened is not None:
-            await self._dialect.get_driver_connection(entry.opened).close()
-            self._home.end(entry)
+        if entry.opened is None:
+            return
+        driver = self._dialect.get_driver_connection(entry.opened)
+        if is_dead(driver, entry.loop, entry.farewell):
+            cut(driver, entry.loop)
+        else:
+            await driver.close()
+        self._home.end(entry)
 
     def abort(self, connection: ConnectionPoolEntry) -> None:
         """Close at once, without a word to the server."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qorb import Policy, Pool, PoolState, PoolStats, TerminationError
 from qorb._demo.clients import PATIENCE, Tally, total
-from qorb._demo.demo import DemoOptions, show
+from qorb._demo.demo import DemoOptions, short_times, show
 from qorb._demo.failover._asyncpg import Readers, Writers, connector
 from qorb._demo.failover.frame import ClusterFrame
 from qorb._demo.failover.report import Account, ClusterReport
@@ -75,20 +75,8 @@ async def _perform(options: DemoOptions, view: View[ClusterFrame], interruption:
 
 
 def cluster_policy(options: DemoOptions) -> Policy:
-    """Give times so short that a person sees things happen, and slots for seven tenths of a pool's clients."""
-    slots = min(max(4, 7 * options.clients // 20), _MOST_SLOTS)
-    return Policy(
-        spares_wanted=2,
-        max_slots=slots,
-        max_slots_per_backend=slots,
-        rebalance_interval=2.0,
-        claim_timeout=10.0,
-        connect_timeout=1.0,
-        max_connection_backoff=1.0,
-        health_interval=1.0,
-        health_check_timeout=0.5,
-        close_timeout=0.5,
-    )
+    """Give slots for seven tenths of a pool's clients."""
+    return short_times(min(max(4, 7 * options.clients // 20), _MOST_SLOTS), claim_timeout=10.0)
 
 
 def _heading(options: DemoOptions, policy: Policy) -> list[str]:
