@@ -10,6 +10,7 @@ of the same loop scope as the tests. (What needs no real server is tested faster
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,10 +36,11 @@ def server(runner: asyncio.Runner) -> Iterator[tuple[str, int]]:
     """A service that sends every line back; in real life perhaps a database in a container."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            writer.write(line)
-        writer.close()
-        await writer.wait_closed()
+        with contextlib.suppress(ConnectionError):  # a client may hang up in the midst
+            while line := await reader.readline():
+                writer.write(line)
+            writer.close()
+            await writer.wait_closed()
 
     async def close() -> None:
         server.close()
