@@ -89,3 +89,24 @@ def test_the_panels_have_numbers_and_places_of_their_own_and_say_what_they_show(
         beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
         below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
         assert beside or below
+
+
+def test_a_single_number_that_draws_a_graph_asks_for_more_than_one_value():
+    for panel in DASHBOARD["panels"]:
+        if panel["options"].get("graphMode", "none") != "none":
+            assert not any(target.get("instant") for target in panel["targets"]), panel["title"]
+
+
+def test_a_single_number_is_coloured_by_what_it_means():
+    """Grafana's own thresholds would show whatever is above 80 in red, were it claims per second."""
+    for panel in DASHBOARD["panels"]:
+        if panel["type"] == "stat":
+            defaults = panel["fieldConfig"]["defaults"]
+            assert "thresholds" in defaults or defaults["color"]["mode"] == "fixed", panel["title"]
+
+
+def test_a_value_that_stands_alone_between_gaps_is_drawn():
+    """A quantile of nothing is a gap, and connects are rare: a line needs two values side by side."""
+    for panel in DASHBOARD["panels"]:
+        if panel["type"] == "timeseries":
+            assert panel["fieldConfig"]["defaults"]["custom"]["showPoints"] == "auto", panel["title"]
