@@ -45,7 +45,8 @@ def register(pools: Iterable[Pool[Any]], meter_provider: MeterProvider | None = 
 
     db.client.connection.count has, besides the pool and the state, the backend, as `qorb.backend`, `server.address` and
     `server.port`; besides "idle" and "used" there is the state "checking", for connections that are being checked or
-    recycled.
+    recycled. db.client.connection.limit was called db.client.connection.max before version 1.45 of the conventions, and
+    is published under that name, too.
     """
     watched = Watched(pools)
     meter = get_meter("qorb.observers.otel", meter_provider=meter_provider)
@@ -89,6 +90,11 @@ def _of_pool(value: Callable[[Reading], int]) -> Callable[[Reading], Iterator[Ob
     return observe
 
 
+_LIMIT: Final = (
+    _CONNECTIONS,
+    "The maximum number of open connections allowed.",
+    _of_pool(lambda reading: reading.policy.max_slots),
+)
 _GAUGES: Final = (
     (
         "count",
@@ -108,12 +114,8 @@ _GAUGES: Final = (
         "The minimum number of idle open connections allowed.",
         _of_pool(lambda reading: min(reading.policy.spares_wanted, reading.policy.max_slots)),
     ),
-    (
-        "max",
-        _CONNECTIONS,
-        "The maximum number of open connections allowed.",
-        _of_pool(lambda reading: reading.policy.max_slots),
-    ),
+    ("limit", *_LIMIT),
+    ("max", *_LIMIT),
     (
         "pending_requests",
         _REQUESTS,
