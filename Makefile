@@ -115,9 +115,9 @@ wheel: $(VENV)/.wheel ## Build the wheel and install it, with its extras, into .
 
 # /usr/sbin is on nobody's path but root's.
 .PHONY: system-deps
-system-deps: ## Install what some tests need of the system: the DNS server knot, and Chromium (on Debian, as root)
+system-deps: ## Install what some tests need of the system: knot, Chromium, gdb, bpftrace (on Debian, as root)
 	@export PATH="$$PATH:/usr/local/sbin:/usr/sbin" DEBIAN_FRONTEND=noninteractive missing=; \
-	for each in knotd:knot chromium:chromium; do \
+	for each in knotd:knot chromium:chromium gdb:gdb readelf:binutils bpftrace:bpftrace; do \
 	    if command -v "$${each%:*}" >/dev/null; then echo "$${each%:*} is there."; \
 	    else missing="$$missing $${each#*:}"; fi; \
 	done; \
