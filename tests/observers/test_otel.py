@@ -296,6 +296,28 @@ def test_several_pools_are_told_apart_even_by_one_name():
     assert most == {("a",): 2, ("b",): 3, ("a#2",): 4}
 
 
+def test_pools_that_come_later_are_published_by_another_call():
+    reader, other = InMemoryMetricReader(), InMemoryMetricReader()
+    providers = [MeterProvider([each], shutdown_on_exit=False) for each in (reader, other)]
+
+    def most() -> dict[tuple[object, ...], object]:
+        return points(metrics_of(reader.get_metrics_data())["db.client.connection.limit"])
+
+    first, second = a_pool("a"), a_pool("b", max_slots=3)
+    register([first], providers[0])
+    register([second], providers[1])
+    assert most() == {("a",): 2}
+    register([second, first, second], providers[0])
+    assert most() == {("a",): 2, ("b",): 3}
+    del first
+    gc.collect()
+    again = a_pool("a", max_slots=4)
+    register([again], providers[0])
+    assert most() == {("b",): 3, ("a",): 4}
+    for provider in providers:
+        provider.shutdown()
+
+
 def test_a_pool_that_has_ended_keeps_its_timeouts_and_has_no_connections():
     async def main():
         pool = a_pool()

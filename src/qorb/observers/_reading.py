@@ -48,6 +48,12 @@ class Watched:
         """Know these pools, as long as there is somebody else who does."""
         self._pools: list[weakref.ref[Pool[Any]]] = [weakref.ref(pool) for pool in pools]
 
+    def add(self, pools: Iterable[Pool[Any]]) -> None:
+        """Know these pools, too, each once, and forget those that are gone. Another thread may be reading."""
+        known = [reference for reference in self._pools if reference() is not None]
+        added = dict.fromkeys(weakref.ref(pool) for pool in pools)
+        self._pools = known + [reference for reference in added if reference not in known]
+
     def read(self) -> Iterator[Reading]:
         """Read those that there still are."""
         return read(pool for pool in [reference() for reference in self._pools] if pool is not None)

@@ -8,6 +8,7 @@ Needs `pip install "qorb[otel]"`.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from qorb import events
@@ -16,7 +17,7 @@ from qorb.observers._reading import Reading, Watched
 from qorb.stats import PoolState
 
 try:
-    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter, get_meter_provider
     from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 except ImportError as _error:
     raise ImportError('qorb.observers.otel needs opentelemetry-api; run: pip install "qorb[otel]"') from _error
@@ -35,22 +36,31 @@ _BACKEND: Final = "qorb.backend"
 """The backend's name: unique within its pool, as its address need not be."""
 _CONNECTIONS, _REQUESTS, _TIMEOUTS = "{connection}", "{request}", "{timeout}"
 
+_published: Final[weakref.WeakKeyDictionary[MeterProvider, Watched]] = weakref.WeakKeyDictionary()
+"""What each provider's instruments read. To one that gets them again the SDK gives the old ones, and no word."""
+
 
 def register(pools: Iterable[Pool[Any]], meter_provider: MeterProvider | None = None) -> None:
     """Publish these pools' numbers as observable instruments of a meter provider, by default the global one.
 
     They are read when they are collected, from whatever thread that is done, and not kept alive by it. A pool that
-    bears the name of an earlier one appears with "#2" and so on behind it. Call it once, with all pools: OpenTelemetry
-    offers no way to take an instrument back.
+    bears the name of an earlier one appears with "#2" and so on behind it. It may be called again, for pools that come
+    later; if that is to be with the global provider, set it before the first call.
 
     db.client.connection.count has, besides the pool and the state, the backend, as `qorb.backend`, `server.address` and
     `server.port`; besides "idle" and "used" there is the state "checking", for connections that are being checked or
     recycled. db.client.connection.limit was called db.client.connection.max before version 1.45 of the conventions, and
     is published under that name, too.
     """
-    watched = Watched(pools)
-    meter = get_meter("qorb.observers.otel", meter_provider=meter_provider)
+    provider = get_meter_provider() if meter_provider is None else meter_provider
+    if (watched := _published.get(provider)) is not None:
+        watched.add(pools)
+    else:
+        _published[provider] = watched = Watched(pools)
+        _create_instruments(get_meter("qorb.observers.otel", meter_provider=provider), watched)
 
+
+def _create_instruments(meter: Meter, watched: Watched) -> None:
     def observing(observe: Callable[[Reading], Iterator[Observation]]) -> list[Callable[[CallbackOptions], Any]]:
         return [lambda _: [observation for reading in watched.read() for observation in observe(reading)]]
 

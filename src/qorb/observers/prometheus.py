@@ -160,7 +160,8 @@ class PoolCollector:
     """A collector for prometheus-client: `REGISTRY.register(PoolCollector([pool]))`.
 
     The pools are read whenever the registry is, from whatever thread that is done; they are not kept alive by it. The
-    metrics are those of `exposition`. Raises ImportError, with the command that helps, without prometheus-client.
+    metrics are those of `exposition`. Give it all pools: a registry takes no second one. Raises ImportError, with the
+    command that helps, without prometheus-client.
     """
 
     __slots__ = ("_metric", "_pools")
