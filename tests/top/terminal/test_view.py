@@ -374,7 +374,7 @@ def test_a_key_gives_the_terminal_back(terminal, server, key, status):
     assert after_the_screen(terminal).strip() == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_gives_the_terminal_back(terminal, server, number):
     with on_terminal(terminal, server.address) as top:
         terminal.read_until("db-1:5432", top)

@@ -44,7 +44,7 @@ _STYLES = {
 _LOOKS = 0.1
 """Seconds. So often the view looks whether there is anything new to draw, however often something comes."""
 _BY_SIGNAL = 128
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 
 _HELP = """\
  s S          sort by the next column, or by the one before
@@ -71,7 +71,8 @@ _HELP = """\
 async def watch(connect: Connect, interval: float, shown: str) -> int:
     """Show the view until it is left, and return the exit status. The terminal is as before when that is known.
 
-    SIGINT, SIGTERM and SIGHUP leave it, too. Cancellation closes the connection; the terminal is textual's to restore.
+    SIGINT, SIGTERM, SIGHUP and SIGQUIT leave it, too. Cancellation closes the connection; the terminal is textual's to
+    restore.
     """
     loop = asyncio.get_running_loop()
     board = Board(shown)
@@ -92,7 +93,7 @@ async def watch(connect: Connect, interval: float, shown: str) -> int:
 
 
 def _number(name: str) -> signal.Signals | None:
-    return getattr(signal, name, None)  # there is no SIGHUP on Windows
+    return getattr(signal, name, None)  # there are neither SIGHUP nor SIGQUIT on Windows
 
 
 def _leave_at(number: signal.Signals, view: View, loop: asyncio.AbstractEventLoop) -> bool:
