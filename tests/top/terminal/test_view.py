@@ -175,6 +175,9 @@ def test_a_key_explains_the_keys_and_any_key_closes_that(watch, key, size):
         await watched.press("q")
         assert not isinstance(watched.view.screen, Help)
         assert watched.view.is_running
+        await watched.press(key, "slash")
+        assert not isinstance(watched.view.screen, Help)
+        assert not watched.view.query(".there")
 
     watch(play, size)
 
@@ -372,6 +375,16 @@ def test_a_key_gives_the_terminal_back(terminal, server, key, status):
     assert top.returncode == status
     assert_restored(terminal)
     assert after_the_screen(terminal).strip() == ""
+
+
+def test_what_is_typed_quickly_after_the_filters_key_is_text(terminal, server):
+    with on_terminal(terminal, server.address) as top:
+        terminal.read_until("db-1:5432", top)
+        terminal.type("/q/S")  # arrives at once; each of these is a key, too
+        terminal.read_until("no backend matches 'q/S'", top)
+        terminal.type("\x03")
+        terminal.read_to_the_end(top)
+    assert top.returncode == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])

@@ -195,7 +195,7 @@ class View(App[None]):
         Binding("s", "sort(1)", "Sort"),
         Binding("S,shift+s", "sort(-1)", "Sort back", show=False),
         Binding("r", "turn", "Reverse"),
-        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("slash", "filter", "Filter", key_display="/", priority=True),  # before the next key is looked at
         Binding("p,space", "pause", "Pause"),
         Binding("h,question_mark", "explain", "Help"),
         Binding("down", "go(1)", "Down", show=False),
@@ -303,12 +303,17 @@ class View(App[None]):
             self.board.choose(wanted="")
         self.look()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Say whether a key does this now: the filter's does not while it is text, nor where there is only the help."""
+        del parameters
+        return action != "filter" or any(not wanted.has_class("there") for wanted in self.screen.query(Input))
+
     def action_filter(self) -> None:
-        """Ask for what is to be in the names."""
+        """Ask for what is to be in the names. What is typed from now on is that, however quickly it comes."""
         wanted = self.query_one("#wanted", Input)
         wanted.add_class("there")
         wanted.disabled = False
-        wanted.focus()
+        self.screen.set_focus(wanted)  # focus() takes some turns of the loop
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Show what matches so far."""
