@@ -182,6 +182,26 @@ def test_it_shows_one_of_several_pools(run_real, tmp_path):
     run_real(main)
 
 
+def test_of_a_pool_that_does_not_run_it_says_so(run_real, tmp_path):
+    notice = "document.querySelector('#notice').textContent"
+
+    async def main():
+        async with (
+            Service() as one,
+            Service("stock", ["z:1"]) as other,
+            await serve(one.pool, other.pool, port=0) as server,
+            Page(tmp_path / "profile") as page,
+        ):
+            await page.go(f"{server.url}#pool=stock")
+            await page.sees("document.querySelector('#rows').textContent.includes('z:1')")
+            await other.pool.terminate()
+            await page.sees(f"{notice} === 'The pool has ended.'")
+            assert await page.text("#state") == "reconnecting"
+            assert page.complaints == []
+
+    run_real(main)
+
+
 def test_a_pool_without_a_backend_is_said(run_real, tmp_path):
     async def main():
         async with (
