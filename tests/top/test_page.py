@@ -1,6 +1,7 @@
 """The page, in a browser without a screen."""
 
 import asyncio
+import json
 import random
 import sys
 
@@ -178,6 +179,36 @@ def test_it_shows_one_of_several_pools(run_real, tmp_path):
             assert await page.js("document.querySelectorAll('#rows tr').length") == 1
             assert await page.js("location.hash") == "#pool=stock"
             assert page.complaints == []
+
+    run_real(main)
+
+
+WAITS = [
+    ([(0, [9, 0, 0])], ""),
+    ([(0, [9000, 0, 0]), (1, [9000, 98, 2])], "waited: 50 % ≤ 20 ms, 99 % > 20 ms"),
+    ([(0, [0, 0, 0]), (40, [9000, 0, 0]), (100, [9000, 1, 0])], "waited: 50 % ≤ 20 ms, 99 % ≤ 20 ms"),
+    ([(0, [0, 9, 0]), (1, None), (2, [0, 9000, 0]), (3, [1, 9000, 0])], "waited: 50 % ≤ 100 µs, 99 % ≤ 100 µs"),
+    ([(0, [9, 0, 0]), (1, [0, 0, 0])], ""),
+    ([(0, [9, 0, 0]), (1, None)], ""),
+]
+"""How often claims had waited for how long, at which second, None where that is not known; and what is said of it."""
+
+
+def test_how_long_claims_waited_is_that_of_the_last_minute(run_real, tmp_path):
+    async def main():
+        async with (
+            Service() as service,
+            await serve(service.pool, port=0) as server,
+            Page(tmp_path / "profile") as page,
+        ):
+            await page.go(server.url)
+            await page.sees("past.length > 0")
+            for waits, words in WAITS:
+                past = [
+                    {"time": time, "waits": None if counts is None else {"bounds": [0.0001, 0.02], "counts": counts}}
+                    for time, counts in waits
+                ]
+                assert await page.js(f"past = {json.dumps(past)}, latency()") == words, waits
 
     run_real(main)
 
