@@ -459,8 +459,7 @@ def _function(task: asyncio.Task[Any]) -> str | None:
 
 def task_name(task: asyncio.Task[Any]) -> str:
     """Give the name of a task without what looks like a password."""
-    name = task.get_name()
-    return masked(name) if ":" in name or "=" in name or len(name.split()) > 1 else name
+    return masked(task.get_name())
 
 
 def task_of(slot: Slot[Any]) -> asyncio.Task[Any] | None:
