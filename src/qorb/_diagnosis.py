@@ -7,14 +7,15 @@ import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from qorb._look import Look, blank, place_of, plight, remedy, task_name, task_of, unconnected, unresolved, unused
+from qorb._holders import task_name, task_of
+from qorb._look import Look, blank, remedy
+from qorb._plight import plight, unconnected, unresolved, unused
 from qorb._tasks import thread_place
 from qorb.errors import AllClaimsUsedError, ClaimTimeoutError, Holder, NoBackendsError, NoBackendsOnlineError
 
 if TYPE_CHECKING:
     from qorb._desk import Attempt
     from qorb._engine import Engine
-    from qorb._slot import Slot
     from qorb.explanation import Explanation
 
 _BACKENDS_LISTED = 10
@@ -169,19 +170,3 @@ def _describe_hoarder(own: list[Holder]) -> str:
 
 def _task_name(attempt: Attempt) -> str:
     return repr(task_name(attempt.task)) if attempt.task is not None else "a task"
-
-
-def describe_holder(slot: Slot[Any], now: float) -> str:
-    """Say who holds a connection, for how long, where it was claimed if known, and where the holder is now."""
-    task = task_of(slot)
-    name, place = (task_name(task), place_of(task)) if task is not None else (None, None)
-    site, handed_off = slot.site, slot.holder is None
-    return str(Holder(slot.owner.backend.name, slot.id, now - slot.since, name, site, place, handed_off=handed_off))
-
-
-def holder(slot: Slot[Any]) -> str:
-    """Name the task that holds a connection."""
-    if slot.holder is None:
-        return "one that is being handed off to a waiting claim"
-    task = task_of(slot)
-    return f"task {task_name(task)!r}" if task is not None else "a task that has ended"

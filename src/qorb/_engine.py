@@ -18,7 +18,8 @@ from qorb._company import Company
 from qorb._core.backoff import Backoff
 from qorb._core.planner import Limits, Plan, grow, rebalance
 from qorb._desk import WHATEVER, Attempt, Desk
-from qorb._diagnosis import describe_holder, diagnose
+from qorb._diagnosis import diagnose
+from qorb._holders import describe_holder
 from qorb._home import Home
 from qorb._resolving import Watch
 from qorb._slot import CLAIMED

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qorb import events
 from qorb._company import Company
-from qorb._diagnosis import describe_holder, holder
+from qorb._holders import describe_holder, holder
 from qorb._slot import CLAIMED, Slot
 from qorb._tasks import logger
 from qorb.errors import TerminationError
