@@ -141,6 +141,12 @@ def test_links_within_the_project_lead_somewhere(page):
     assert not [target for target in targets if not ((ROOT / page).parent / target).exists()]
 
 
+def test_the_observing_page_shows_every_picture_that_is_taken():
+    text = (ROOT / "docs/observing.md").read_text(encoding="utf-8")
+    pictures = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs/pictures").iterdir()}
+    assert pictures == set(re.findall(r"pictures/[\w.-]+", text))
+
+
 def test_the_architecture_names_every_module():
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     modules = {path.name for path in (ROOT / "src/qorb").glob("*.py")}
