@@ -40,6 +40,7 @@ from tests.pools import Scripted, backends, hold, opened
 
 ONE, THREE = backends(1), backends(3)
 HERE = re.escape(__file__)
+HANG = rf"hang for (1\.9|2\.0) s in Hanging\.hang \({HERE}:\d+\)"
 
 
 async def never():
@@ -332,7 +333,10 @@ class Hanging(FakeConnector):
     ("operation", "said"),
     [
         ("on_acquire", "all 4 connections are in use; most of them wait for the connector's on_acquire: 4"),
-        ("on_recycle", "none of at most 4 connections is in use; 4 being checked or recycled"),
+        (
+            "on_recycle",
+            rf"none of at most 4 connections is in use; 4 being checked or recycled \((b\d: {HANG}(; )?){{2}}\)",
+        ),
         ("connect", r"none of 2 backends has a live connection; all of them: connecting for 2\.0 s"),
     ],
 )
@@ -347,7 +351,7 @@ def test_a_call_of_the_connector_that_hangs_is_named_with_its_place(operation, s
             explained = watched.pool.explain()
         assert re.fullmatch(said, verdict(explained))
         for one in explained.backends:
-            assert re.fullmatch(rf"hang for (1\.9|2\.0) s in Hanging\.hang \({HERE}:\d+\)", one.under_way), one
+            assert re.fullmatch(HANG, one.under_way), one
         assert "its longest call: hang for" in section(explained, "backends")[0]
         assert [holder.preparing for holder in explained.holders] == [True] * 4 * (operation == "on_acquire")
         assert all(re.match(r"Hanging\.hang ", holder.now) for holder in explained.holders)
@@ -456,7 +460,7 @@ def test_all_backends_dead_each_for_its_own_reason():
             await asyncio.sleep(1)
             explained = watched.pool.explain()
         assert verdict(explained).startswith(
-            "none of 3 backends has a live connection; 1 of them with something like: "
+            "none of 3 backends has a live connection; each for a reason of its own, such as: "
         )
         rows = section(explained, "backends: 3")
         assert re.match(r"b0  offline: \d not connected; OSError: no route", rows[0]), rows
@@ -626,6 +630,183 @@ def test_whoever_waits_for_ever_does_so_without_a_time():
             assert str(waiting) == "2 of at most 10000: 'patient', 'patient, too'"
             assert waiting.longest is None
             assert waiting.next_timeout is None
+
+    run(main)
+
+
+# What was found out is in the errors, too, and names the remedy that fits.
+
+
+async def refused(pool, kind, timeout=1):
+    with pytest.raises(kind) as caught:
+        await pool.claim(timeout=timeout)
+    return str(caught.value)
+
+
+def test_connections_of_tasks_that_have_ended_are_called_a_leak_in_the_first_line_and_in_the_error():
+    async def main():
+        async with opened(ONE, spares_wanted=1, max_slots=2) as watched, tasks() as start:
+            kept = []
+
+            async def forget():
+                kept.append(await watched.pool.claim())
+
+            await start(forget(), "forgetful")
+            start(load(watched.pool), "loader")
+            await asyncio.sleep(20)
+            said = "all 2 connections are in use; all of them for over 10 s, by tasks of 2 kinds"
+            assert verdict(watched.pool.explain()) == f"{said}; 1 of them by a task that has ended"
+            error = await refused(watched.pool, AllClaimsUsedError)
+            assert "by task 'forgetful', which has ended" in error
+            assert "by task 'loader', which has ended" not in error
+            assert "Tasks have ended that claimed and did not release: use `async with pool.claim()`" in error
+            kept[0].release()
+
+    run(main)
+
+
+def test_the_error_blames_an_on_acquire_that_hangs_and_not_those_who_wait_for_it():
+    async def main():
+        connector = FakeConnector()
+        async with opened(ONE, connector, spares_wanted=1, max_slots=1) as watched, tasks() as start:
+            connector.stall("on_acquire")
+            start(load(watched.pool), "served")
+            await asyncio.sleep(1)
+            error = await refused(watched.pool, AllClaimsUsedError)
+            assert "by task 'served', for whom the connector's on_acquire is under way" in error
+            assert "max_slots" not in error
+
+    run(main)
+
+
+def test_what_on_acquire_failed_with_is_in_the_error():
+    async def main():
+        connector = FakeConnector()
+        connector.fail("on_acquire", lambda: OSError("password=hunter2 is stale"))
+        async with opened(ONE, connector, spares_wanted=1, max_slots=1) as watched:
+            error = await refused(watched.pool, ClaimTimeoutError)
+            assert re.search(r"given, at last with: (ConnectError: )?OSError: password=\*\*\* is stale$", error)
+
+    run(main)
+
+
+def test_an_on_recycle_that_hangs_is_named_in_the_error():
+    async def main():
+        connector = FakeConnector()
+        async with opened(ONE, connector, spares_wanted=1, max_slots=1) as watched:
+            async with watched.pool.claim():
+                connector.stall("on_recycle")
+            error = await refused(watched.pool, AllClaimsUsedError, 2)
+            assert "the others: 1 being checked or recycled (b0: on_recycle for 2.0 s in " in error
+
+    run(main)
+
+
+def test_a_resolver_that_fails_is_mentioned_where_no_backend_is_online():
+    async def main():
+        async def once(publish):
+            publish(ONE)
+            await asyncio.sleep(1)
+            raise OSError("no name server")
+
+        def then(_publish):
+            raise OSError("no name server")
+
+        connector = FakeConnector()
+        async with opened(Scripted(once, then), connector) as watched:
+            await asyncio.sleep(5)
+            assert "no name server" not in verdict(watched.pool.explain())  # all is well: it is of no concern to claims
+            connector.refuse()
+            for connection in connector.connections:
+                connection.closed = True
+            error = await refused(watched.pool, NoBackendsOnlineError)
+            said = (
+                "; and there may be others by now, for the resolver fails: "
+                "Scripted: watch() failed: OSError: no name server"
+            )
+            assert error.endswith(said)
+            assert verdict(watched.pool.explain()).endswith(said)
+
+    run(main)
+
+
+def test_reasons_that_have_nothing_in_common_are_not_said_to():
+    async def main():
+        connector = FakeConnector()
+        connector.refuse("b0")
+        connector.fail("connect", lambda: OSError("no route"), "b1")
+        async with opened(backends(2), connector, ready=False) as watched:
+            await asyncio.sleep(20)
+            assert verdict(watched.pool.explain()) == (
+                "none of 2 backends has a live connection; each for a reason of its own, such as: "
+                "ConnectionRefusedError: b0 refuses connections"
+            )
+
+    run(main)
+
+
+def test_the_cap_for_each_backend_is_named_when_only_one_of_them_is_online():
+    async def main():
+        connector = FakeConnector()
+        connector.refuse("b1")
+        policy = {"spares_wanted": 1, "max_slots": 16, "max_slots_per_backend": 2}
+        async with opened(backends(2), connector, ready=False, **policy) as watched, tasks() as start:
+            await asyncio.sleep(1)
+            for _ in range(2):
+                start(load(watched.pool))
+            await asyncio.sleep(1)
+            explained = watched.pool.explain()
+            said = "max_slots_per_backend allows no more than 2 on b0, and no other is online"
+            assert said in explained.plan.obstacles
+            remedy = "hold claims for less time, or raise max_slots_per_backend"
+            assert remedy in explained.advice[0]
+            assert remedy in await refused(watched.pool, AllClaimsUsedError)
+            connector.heal()
+            await asyncio.sleep(60)
+            explained = watched.pool.explain()
+            assert said not in explained.plan.obstacles
+            assert not explained.advice
+
+    run(main)
+
+
+@pytest.mark.parametrize("max_slots", [2, 3])
+def test_fewer_slots_than_backends_are_too_few_even_while_claims_are_served(max_slots):
+    async def main():
+        async with opened(THREE, ready=False, spares_wanted=1, max_slots=max_slots) as watched:
+            await asyncio.sleep(5)
+            said = "Raise max_slots, so that there is one for each of the 3 backends"
+            explained = watched.pool.explain()
+            assert (said in explained.advice) is (max_slots < 3)
+            kept = "no slot is left to try b2: those that are online keep the only one they have"
+            assert explained.plan.obstacles == ((kept,) if max_slots < 3 else ())
+            await asyncio.sleep(300)
+            assert bool(watched.attempts("b2")) is (max_slots == 3)
+
+    run(main)
+
+
+def test_a_task_that_nobody_named_is_named_by_its_function_in_the_error():
+    async def main():
+        async with opened(ONE, spares_wanted=1, max_slots=1) as watched, tasks() as start:
+            start(load(watched.pool))
+            await asyncio.sleep(1)
+            assert re.search(r"by task '(Task-\d+|None)' \(load\), ", await refused(watched.pool, AllClaimsUsedError))
+
+    run(main)
+
+
+def test_a_pool_that_terminates_is_not_said_to_plan_or_to_connect():
+    async def main():
+        async with opened(backends(2), spares_wanted=2) as watched, tasks() as start:
+            start(load(watched.pool))
+            await asyncio.sleep(1)
+            end = start(watched.pool.terminate())
+            await asyncio.sleep(1)
+            explained = watched.pool.explain()
+            assert "plan:" not in str(explained)
+            assert {str(one) for one in explained.backends} == {"online: 1 in use", "offline: no slot"}
+            await end
 
     run(main)
 

@@ -386,7 +386,7 @@ class Desk(Generic[C]):
     def _queue_full(self) -> QueueFullError:
         return QueueFullError(
             f"pool {self.engine.name}: the waiting line is full (waiting: {self.line.waiting}, max_waiters: "
-            f"{self._max_waiters}); either the backends are too slow or max_slots is too small for this load",
+            f"{self._max_waiters}); pool.explain() says what they wait for",
             pool=self.engine.name,
             waiting=self.line.waiting,
             limit=self._max_waiters,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from qorb._holders import task_name, task_of
-from qorb._look import Look, blank, remedy
-from qorb._plight import plight, unconnected, unresolved, unused
+from qorb._look import Look, blank, remedies
+from qorb._plight import outdated, plight, unconnected, unresolved, unused
 from qorb._tasks import thread_place
-from qorb.errors import AllClaimsUsedError, ClaimTimeoutError, Holder, NoBackendsError, NoBackendsOnlineError
+from qorb.errors import AllClaimsUsedError, ClaimTimeoutError, Holder, NoBackendsError, NoBackendsOnlineError, describe
 
 if TYPE_CHECKING:
     from qorb._desk import Attempt
@@ -59,7 +59,9 @@ class Diagnosis:
             text += f". {itself}"
             explanation = dataclasses.replace(explanation, verdict=f"{explanation.verdict}. {itself}")
         if attempt.failure is not None:
-            text += ". on_acquire refused every connection that it was given"
+            text += (
+                f". on_acquire refused every connection that it was given, at last with: {describe(attempt.failure)}"
+            )
         error = self._kind(text, **self._facts)
         error.explanation = explanation
         error.__cause__ = attempt.failure if attempt.failure is not None else self._cause
@@ -123,7 +125,7 @@ def _none_online(look: Look) -> Diagnosis:
     if len(sets) > _BACKENDS_LISTED:
         listed.append(f"and {len(sets) - _BACKENDS_LISTED} more")
     newest = max(sets, key=lambda slots: slots.last_error_time)
-    text = f"pool {engine.name}: {unconnected(len(sets))} ({'; '.join(listed)})"
+    text = f"pool {engine.name}: {unconnected(len(sets))} ({'; '.join(listed)}){outdated(engine)}"
     errors = {slots.backend.name: slots.last_error_text for slots in sets}
     return Diagnosis(NoBackendsOnlineError, text, look, newest.last_error, pool=engine.name, errors=errors)
 
@@ -139,8 +141,7 @@ def _all_used(look: Look) -> Diagnosis:
         names = [_task_name(attempt) for attempt in look.front[:_WAITERS_LISTED]]
         more = ", ..." if waiting > len(names) else ""
         text += f"; others still waiting: {waiting} ({', '.join(names)}{more})"
-    if len(claimed) >= look.limit:
-        text += f". {remedy(look)}"
+    text += "".join([f". {one}" for one in remedies(look)])
     facts: dict[str, Any] = {"pool": engine.name, "holders": look.holders, "limit": look.limit, "waiting": waiting}
     return Diagnosis(AllClaimsUsedError, text, look, **facts)
 

@@ -92,9 +92,11 @@ def place_of(task: asyncio.Task[Any], running: str | None = None) -> str | None:
 def describe_holder(slot: Slot[Any], now: float) -> str:
     """Say who holds a connection, for how long, where it was claimed if known, and where the holder is now."""
     task = task_of(slot)
-    name, place = (task_name(task), place_of(task)) if task is not None else (None, None)
-    site, handed_off = slot.site, slot.holder is None
-    return str(Holder(slot.owner.backend.name, slot.id, now - slot.since, name, site, place, handed_off=handed_off))
+    seconds, site, handed_off = now - slot.since, slot.site, slot.holder is None
+    name, place, function = (
+        (task_name(task), place_of(task), _function(task)) if task is not None else (None, None, None)
+    )
+    return str(Holder(slot.owner.backend.name, slot.id, seconds, name, site, place, function, handed_off=handed_off))
 
 
 def holder(slot: Slot[Any]) -> str:

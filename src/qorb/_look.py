@@ -84,7 +84,7 @@ class Look:
 
     def _standing(self, slots: SlotSet[Any], wanted: int) -> Standing:
         error, moment, pause = slots.last_error_text, slots.last_error_time, slots.next_attempt - self.now
-        off = slots.connecting > 0 or not slots.online
+        off = (slots.connecting > 0 or not slots.online) and self.engine.state is PoolState.RUNNING
         return Standing(
             slots.backend.name,
             _state(slots),
@@ -98,10 +98,10 @@ class Look:
             self.now - moment if error is not None else None,
             pause if pause > 0 and slots.connecting > slots.attempting else None,
             plight(slots, self.now) if off and not slots.leaving else "",
-            self._under_way(slots),
+            self.under_way(slots),
         )
 
-    def _under_way(self, slots: SlotSet[Any]) -> str | None:
+    def under_way(self, slots: SlotSet[Any]) -> str | None:
         """Say what of the connector has been under way for longest, whatever it is, and where."""
         calls = [slot.call for slot in tuple(slots.slots) if slot.call is not None]
         calls += [call for slot, call in self.preparing.items() if slot.owner is slots]
@@ -133,7 +133,7 @@ def _state(slots: SlotSet[Any]) -> str:
 def _plan(look: Look) -> tuple[SlotPlan, Sequence[int]]:
     """Ask the planner what it wants, and compare that with what is there."""
     engine, policy, sets = look.engine, look.engine.policy, look.sets
-    if engine.state is not PoolState.RUNNING:
+    if engine.state is not PoolState.RUNNING:  # nothing is wanted any more
         return SlotPlan(0, look.limit, 0, 0, 0, ()), [0] * len(sets)
     limits = Limits(policy.spares_wanted, policy.max_slots, policy.max_slots_per_backend, policy.max_connection_backoff)
     goals = targets(sets, look.waiting, limits, look.now)
@@ -153,9 +153,22 @@ def _caps(look: Look, asked: int) -> list[str]:
         found.append(f"max_slots allows {policy.max_slots} of the {asked} that are wanted")
     if leaving and asked > policy.max_slots - leaving:
         found.append(f"slots of backends that are leaving count until they are closed: {leaving}")
-    if min(asked, policy.max_slots) > policy.max_slots_per_backend * backends:
-        found.append(f"max_slots_per_backend allows {policy.max_slots_per_backend} for each of {backends}")
+    most = policy.max_slots_per_backend
+    if backends and min(asked, policy.max_slots) > most * backends:
+        found.append(f"max_slots_per_backend allows {most} for each of {backends}")
+    elif full := _full(look):
+        found.append(f"max_slots_per_backend allows no more than {most} on {_few(full)}, and no other is online")
     return found
+
+
+def _full(look: Look) -> list[str]:
+    """Name the backends that are online, if they have all they may and the pool could have more elsewhere."""
+    most = look.engine.policy.max_slots_per_backend
+    online = [slots for slots in look.current if slots.online]
+    if len(online) == len(look.current) or most * len(online) >= look.limit:
+        return []
+    full = [slots.backend.name for slots in online if len(slots.idle) + slots.checking + slots.claimed >= most]
+    return full if len(full) == len(online) else []
 
 
 def _lacks(look: Look, goals: Sequence[int]) -> list[str]:
@@ -173,7 +186,10 @@ def _lacks(look: Look, goals: Sequence[int]) -> list[str]:
     if ending:
         found.append(f"told to end, and not closed yet: {ending}")
     if turns:
-        found.append(f"no slot is left to try {_few(turns)}: those without a connection take turns")
+        online, policy = sum([slots.online for slots in look.current]), look.engine.policy
+        kept = online >= policy.max_slots > len(look.claimed) + look.waiting
+        what = "those that are online keep the only one they have" if kept else "those without a connection take turns"
+        found.append(f"no slot is left to try {_few(turns)}: {what}")
     return found
 
 
@@ -190,17 +206,13 @@ def _few(names: Sequence[str]) -> str:
 
 def _advice(look: Look) -> list[str]:
     """Say what may help, when claims wait or would have to."""
+    count, most = len(look.current), look.engine.policy.max_slots
+    few = [f"Raise max_slots, so that there is one for each of the {count} backends"] if most < count else []
     if any(slots.idle for slots in look.current) or not look.current:
-        return []
-    found: list[str] = []
-    if look.claimed and len(look.claimed) >= look.limit and not most_prepare(look):
-        found.append(remedy(look))
+        return few
+    found = remedies(look) + few
     if any(holder.asks for holder in look.holders):
         found.append("Claim once and pass the connection on, instead of claiming another while one is held")
-    if any(holder.ended for holder in look.holders):
-        found.append(
-            "Tasks have ended that claimed and did not release: use `async with pool.claim()`, unless others release it"
-        )
     if look.claimed and not look.engine.tracing:
         found.append(
             "To see where claims were made, start the pool in asyncio's debug mode (PYTHONASYNCIODEBUG=1) or with "
@@ -209,7 +221,18 @@ def _advice(look: Look) -> list[str]:
     return found
 
 
-def remedy(look: Look) -> str:
+def remedies(look: Look) -> list[str]:
     """Say what to do when every connection is in use."""
-    cap = "max_slots" if look.limit == look.engine.policy.max_slots else "max_slots_per_backend"
-    return f"Hold claims for less time, or raise {cap}"
+    found: list[str] = []
+    if any(holder.ended for holder in look.holders):
+        found.append(
+            "Tasks have ended that claimed and did not release: use `async with pool.claim()`, unless others release it"
+        )
+    if look.claimed and len(look.claimed) >= look.limit and not most_prepare(look):
+        cap = "max_slots" if look.limit == look.engine.policy.max_slots else "max_slots_per_backend"
+        found.append(f"Hold claims for less time, or raise {cap}")
+    elif look.claimed and _full(look):
+        found.append(
+            "Bring the other backends back; until then hold claims for less time, or raise max_slots_per_backend"
+        )
+    return found

@@ -37,6 +37,12 @@ def unconnected(count: int) -> str:
     )
 
 
+def outdated(engine: Engine[Any]) -> str:
+    """Add to what is said of the backends that they may be others by now, if the resolver fails."""
+    error = engine.resolver_error_text
+    return f"; and there may be others by now, for the resolver fails: {error}" if error is not None else ""
+
+
 def plight(slots: SlotSet[Any], now: float) -> str:
     """Say what keeps a backend from being connected: what is under way, and what went wrong last and how long ago."""
     under_way = _under_way(slots, now)
@@ -71,6 +77,8 @@ def unused(look: Look) -> str:
         for slots in look.sets
         if slots.connecting and slots.last_error_text
     ]
+    hanging = [(slots.backend.name, look.under_way(slots)) for slots in look.sets if slots.checking]
+    errors += [f"{name}: {call}" for name, call in hanging if call is not None]
     counts = [(idle, "idle"), (connecting, "connecting"), (checking, "being checked or recycled")]
     text = ", ".join(f"{count} {what}" for count, what in counts if count) or "none connected yet"
     return f"{text} ({'; '.join(errors[:NAMED])})" if errors else text

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from qorb._plight import plight, unconnected, unresolved, unused
+from qorb._plight import outdated, plight, unconnected, unresolved, unused
 from qorb.explanation import duration, kind_of, name_of, shortened
 from qorb.stats import PoolState
 
@@ -47,7 +47,7 @@ def _want(look: Look) -> str:
         return unresolved(engine)
     offline = sum([not slots.online for slots in sets])
     if offline == len(sets):
-        return unconnected(len(sets)) + _blame(look)
+        return unconnected(len(sets)) + _blame(look) + outdated(engine)
     idle = sum([len(slots.idle) for slots in sets])
     if idle:
         return _at_hand(look, idle) + (f"; {offline} of {len(sets)} backends without a connection" if offline else "")
@@ -67,6 +67,8 @@ def _blame(look: Look) -> str:
         ((kind, count),) = kinds.most_common(1)
         reason = next(reason for reason in reasons if reason.partition(":")[0] == kind)
         kind = " with something like"
+    if count == 1:
+        return f"; each for a reason of its own, such as: {shortened(reason)}"
     who = "all of them" if count == len(look.current) else f"{count} of them"
     return f"; {who}{kind}: {shortened(reason)}"
 
@@ -102,6 +104,9 @@ def _charge(look: Look) -> str:
             return f"; the task that holds it, {name_of(holders)}, asks for another one meanwhile: it waits for itself"
         return "; all tasks that hold them ask for another one meanwhile: they wait for themselves"
     text = f"; {_by_whom(look)}"
+    ended = sum([holder.ended for holder in holders])
+    if ended and not text.endswith("a task that has ended"):
+        text += f"; {_share(ended, look)} by {'a task that has' if ended == 1 else 'tasks that have'} ended"
     if asking:
         text += f"; {asking} by {'a task that asks' if asking == 1 else 'tasks that ask'} for another one meanwhile"
     return text
@@ -118,8 +123,9 @@ def _by_whom(look: Look) -> str:
     limit = max([limit for limit in _LONG if limit < half], default=0)
     limit = limit or max([limit for limit in _LONG if limit < longest], default=0)
     if not limit:
-        text = f"none of them for longer than {duration(longest)}"
-        return f"{text}: there are more claims than they can serve" if look.waiting else text
+        one = len(holders) == 1
+        text = f"{'not' if one else 'none of them'} for longer than {duration(longest)}"
+        return f"{text}: there are more claims than {'it' if one else 'they'} can serve" if look.waiting else text
     long = [holder for holder in holders if holder.seconds > limit]
     by_kind: dict[str, list[Holder]] = {}
     for holder in long:

@@ -42,6 +42,8 @@ _MAX_VALUE = 100
 _MAX_NAME = 512
 """A DNS name has up to 253 characters; a backend's name may hold one, an address and a port."""
 _MAX_BITS = 128
+GIVEN_BY_ASYNCIO = re.compile(r"Task-\d+|None")
+"""Names of tasks that nobody chose. Python 3.13.0 calls "None" what a task factory makes."""
 _MAX_CHAIN = 10
 _MAX_MEMBERS = 3
 
@@ -130,14 +132,21 @@ class Holder:
         if self.handed_off:
             return "one that is being handed off to a waiting claim"
         text = f"{self.seconds:.1f} s by {self.who}"
+        if self.ended and self.task is not None:
+            text += ", which has ended"
+        if self.preparing:
+            text += ", for whom the connector's on_acquire is under way"
         if self.site is not None:
             text += f", claimed at {self.site}"
         return text if self.now is None else f"{text}, now in {self.now}"
 
     @property
     def who(self) -> str:
-        """Name the task."""
-        return "a task that has ended" if self.task is None else f"task {shown(self.task)}"
+        """Name the task, and the function that it runs if nobody named the task."""
+        if self.task is None:
+            return "a task that has ended"
+        function = self.coroutine if GIVEN_BY_ASYNCIO.fullmatch(self.task) else None
+        return f"task {shown(self.task)}" if function is None else f"task {shown(self.task)} ({function})"
 
 
 class AllClaimsUsedError(ClaimTimeoutError):

@@ -8,13 +8,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qorb.errors import one_line, shown
+from qorb.errors import GIVEN_BY_ASYNCIO, one_line, shown
+from qorb.stats import PoolState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qorb.errors import Holder
-    from qorb.stats import PoolState
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _GROUPS_LISTED = 8
@@ -25,8 +25,6 @@ _RANK = {"offline": 0, "failing": 1, "untried": 2, "leaving": 3, "online": 4}
 _LONGEST_ERROR = 200
 _WIDEST_NAME = 40
 _AT_ONCE = 0.05
-_GIVEN_BY_ASYNCIO = re.compile(r"Task-\d+|None")
-"""Names that nobody chose. Python 3.13.0 calls "None" what a task factory makes."""
 _SERIAL = re.compile(r"[0-9a-fA-F]{8}[0-9a-fA-F-]*|\d+")
 """What tells the tasks of one kind from each other: a number, or what looks like a UUID."""
 
@@ -170,6 +168,7 @@ class Explanation:
             parts.append(f"waiting: {self.waiting}")
         if self.backends:
             parts.append(_section(f"backends: {len(self.backends)}", _stand(self.backends)))
+        if self.backends and self.state is PoolState.RUNNING:
             parts.append(_section(f"plan: {self.plan}", [f"- {one}" for one in self.plan.obstacles]))
         if self.advice:
             parts.append(_section("what may help:", [f"- {one}" for one in self.advice]))
@@ -183,7 +182,7 @@ def kind_of(holder: Holder) -> str:
     """
     if holder.task is None:
         return "a claim that is about to get it" if holder.handed_off else "a task that has ended"
-    if holder.coroutine is not None and _GIVEN_BY_ASYNCIO.fullmatch(holder.task):
+    if holder.coroutine is not None and GIVEN_BY_ASYNCIO.fullmatch(holder.task):
         return holder.coroutine
     return _SERIAL.sub("*", holder.task)
 
@@ -196,7 +195,7 @@ def name_of(holders: Sequence[Holder]) -> str:
         return kind
     if any(holder.task != first.task for holder in holders):
         return _quoted(kind)
-    if _GIVEN_BY_ASYNCIO.fullmatch(first.task) and kind != first.task:
+    if GIVEN_BY_ASYNCIO.fullmatch(first.task) and kind != first.task:
         return _quoted(kind) if first.task == "None" else f"{_quoted(kind)} ({first.task})"
     return _quoted(first.task)
 
