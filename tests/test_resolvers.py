@@ -170,6 +170,18 @@ def test_a_watch_that_ends_is_started_again_after_growing_pauses(does, caplog):
         assert step / 2 <= pause <= step + 0.5 + 1e-9
 
 
+@pytest.mark.parametrize("does", [fails(OSError("DNS is gone")), says_and_returns(A)])
+def test_a_watch_that_ends_at_once_does_not_make_a_storm_where_no_backoff_is_wanted(does, caplog):
+    async def main():
+        resolver = Scripted(does)
+        async with opened(resolver, ready=False, min_connection_backoff=0, spread=0):
+            await asyncio.sleep(0.1)
+        return len(resolver.began)
+
+    with caplog.at_level(logging.CRITICAL, "qorb"):
+        assert 1 < run(main, patience=1000) <= 101
+
+
 def test_a_watch_that_fails_after_a_long_good_time_starts_over_with_a_short_pause():
     async def main():
         async def works_for_long(publish: Publish) -> None:

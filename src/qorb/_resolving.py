@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qorb import events
+from qorb._core.backoff import LEAST_PAUSE
 from qorb._tasks import Call, CallFailedError, Interrupted, call_now, logger
 from qorb.backend import Backend, check_names
 from qorb.errors import ResolveError, WrongLoopError, describe, presentable
@@ -104,7 +105,7 @@ class Watch:
         now = self._timers.loop.time()
         if now - began > self._backoff.longest:
             self._backoff.succeeded()
-        self._backoff.failed(self._backoff.round, now)
+        self._backoff.failed(self._backoff.round, now, least=LEAST_PAUSE)
         if self._stopped:
             return
         self._pause = self._timers.loop.create_future()

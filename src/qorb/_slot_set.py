@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qorb import events
-from qorb._core.backoff import Backoff
+from qorb._core.backoff import LEAST_PAUSE, Backoff
 from qorb._core.failures import FailureWindow
 from qorb._core.ranking import MAX_PENALTY, Ranked
 from qorb._slot import CHECKING, CLAIMED, CONNECTING, RECYCLING, TERMINATED, UNCLAIMED, Slot
@@ -26,11 +26,6 @@ C = TypeVar("C")
 
 MAX_ATTEMPTS_IN_FLIGHT = 8
 """So many connects to one backend run side by side at the most: one that comes back must not be overrun."""
-LEAST_PAUSE = 0.001
-"""Seconds between a failed attempt, or one given up, and the next, even where the policy wants none.
-
-An attempt that fails, or is given up, without waiting would be repeated for ever within one turn of the loop.
-"""
 LEAST_LIFE = 0.5
 """Seconds; a connection that was used for nothing and is found closed at a greater age was of use all the same."""
 _OTHER_ENDS: dict[type[events._SlotEvent], type[events._SlotFailure]] = {

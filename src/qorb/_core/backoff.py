@@ -10,6 +10,11 @@ if TYPE_CHECKING:
 
 _MAX_DOUBLINGS = 1000
 """2.0 ** 1000 is still a float; by then every sensible maximum has been reached."""
+LEAST_PAUSE = 0.001
+"""Seconds between what has failed, or was given up, and the next try, even where the policy wants none.
+
+What fails without waiting would be repeated for ever within one turn of the loop, or one moment of its clock.
+"""
 
 
 class Backoff:
