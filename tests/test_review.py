@@ -268,6 +268,37 @@ def test_a_connector_that_fails_without_waiting_and_no_backoff_at_all_do_not_blo
     run(main)
 
 
+@pytest.mark.parametrize("useless", ["on_acquire", "is_closed"])
+def test_connections_that_are_of_no_use_and_no_backoff_at_all_do_not_block_the_loop(useless):
+    class Useless(Plain):
+        attempts = asked = 0
+
+        async def connect(self, backend):
+            self.attempts += 1
+            if self.attempts > 10_000:
+                raise SystemExit("the loop is blocked")
+            return object()
+
+    class Refusing(Useless):
+        async def on_acquire(self, connection):
+            raise OSError("not fit")
+
+    class Closing(Useless):
+        def is_closed(self, connection):
+            self.asked += 1
+            return self.asked % 2 == 0  # open when it is made, closed when it is handed out
+
+    async def main():
+        policy = quiet(spares_wanted=1, min_connection_backoff=0, spread=0)
+        connector = Refusing() if useless == "on_acquire" else Closing()
+        async with Pool("p", FixedResolver(ONE), connector, policy) as pool:
+            with pytest.raises(ClaimTimeoutError):
+                await pool.claim(timeout=0.1)
+        assert 1 < connector.attempts <= 2 * 102  # two slots, and a millisecond between the attempts of each
+
+    run(main, patience=1000)
+
+
 def shown(error):
     """Give all that a crash reporter prints of an exception, the local variables of its frames included."""
     return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())

@@ -471,7 +471,7 @@ class SlotSet(Ranked, Generic[C]):
     def _early_death(self, slot: Slot[C], when: str) -> ConnectError:
         """Leave the backend alone for a while, and give the reason."""
         now = self.engine.loop.time()
-        self.fresh_backoff.failed(slot.fresh_round, now, self.engine.backoff_cap())
+        self.fresh_backoff.failed(slot.fresh_round, now, self.engine.backoff_cap(), LEAST_PAUSE)
         age = now - slot.connected_at
         return ConnectError(f"found closed within {age:.3g} s of connecting, {when}", self.backend.name)
 
@@ -489,7 +489,7 @@ class SlotSet(Ranked, Generic[C]):
         """Give up a connection that on_acquire refused, and leave the backend alone for a while."""
         now = self.engine.loop.time()
         self._failed(error)
-        self.acquire_backoff.failed(slot.acquire_round, now, self.engine.backoff_cap())
+        self.acquire_backoff.failed(slot.acquire_round, now, self.engine.backoff_cap(), LEAST_PAUSE)
         slot.move(TERMINATED if self.leaving or not self.engine.desk.open else CONNECTING)
         if isinstance(error, BackendUnfitError) and slot.state is CONNECTING:
             self._check_idle()
