@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import math
+import random
 from typing import Any
 
 import pytest
@@ -234,6 +235,54 @@ def test_once_a_check_has_failed_the_other_idle_ones_of_that_backend_are_checked
             checks = [c for c in connector.calls if c.operation == "validate" and c.backend.name == "b0"]
             assert [round(call.started - moment, 3) for call in checks] == [30.0, 30.5, 30.5, 30.5]
             assert connector.peak_in_flight("validate", "b1") == 1
+
+    run(main)
+
+
+def test_while_no_check_succeeds_each_connection_is_checked_once_an_interval_however_long_that_takes():
+    rng = random.Random(1)
+
+    class Failing(FakeConnector):
+        async def validate(self, connection):
+            self.checked.append(connection)
+            await asyncio.sleep(rng.uniform(0, 0.02))  # differently long, and mostly longer than to connect
+            raise OSError("not what is wanted")
+
+    async def main():
+        connector = Failing()
+        connector.checked = []
+        async with opened(A, connector, spares_wanted=8, health_interval=30, spread=0) as watched:
+            for rounds in range(1, 4):
+                await asyncio.sleep(30.5)
+                assert len(connector.checked) == 8 * rounds
+                assert watched.stats().unclaimed_slots == 8
+        assert len(set(map(id, connector.checked))) == len(connector.checked)
+
+    run(main)
+
+
+def test_when_a_connection_that_had_passed_since_fails_the_others_are_checked_again_however_new_they_are():
+    class FailingOnce(Quick):
+        fails = False
+
+        async def validate(self, connection):
+            await super().validate(connection)
+            if self.fails:
+                self.fails = False
+                raise OSError("not what is wanted")
+
+    async def main():
+        connector = FailingOnce()
+        async with opened(A, connector, spares_wanted=4, health_interval=30, spread=0) as watched:
+            connector.fails = True
+            await asyncio.sleep(30.5)
+            assert connector.count["validate"] == 4
+            await asyncio.sleep(14.5)
+            for claim in await watched.claims(1):
+                claim.discard()
+            connector.fails = True
+            await asyncio.sleep(15.5)
+            assert connector.count["validate"] == 8
 
     run(main)
 

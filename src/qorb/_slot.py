@@ -70,6 +70,7 @@ class Slot(Generic[C]):
         "detached",
         "due",
         "fresh_round",
+        "good_round",
         "holder",
         "id",
         "idle_by",
@@ -118,8 +119,9 @@ class Slot(Generic[C]):
         self.place = 0
         """Where among the idle connections it is to stand: the last is handed out first."""
         self.attempting = False
-        self.acquire_round = 0
-        """The round of the backend's on_acquire backoff in which the connection was made."""
+        self.acquire_round = self.good_round = 0
+        """The round of the backend's on_acquire backoff in which the connection was made; and the round of its failing
+        checks in which it was made, or passed a check or recycling last."""
         self.fresh_round = 0
         """The round of the backend's backoff for connections that die young in which it was made."""
         self.connected_at = 0.0
@@ -370,6 +372,7 @@ class Slot(Generic[C]):
         self.acquire_round = owner.acquire_backoff.round
         self.fresh_round = owner.fresh_backoff.round
         self.connected_at = self.since
+        self.good_round = owner.bad_round
         self.proven = False
         self._expires = self.since + engine.policy.max_lifetime * (1 - 0.1 * engine.rng.random())
         self.set_due_timer()
@@ -402,7 +405,7 @@ class Slot(Generic[C]):
                 owner.check_failed(self, failure.error)
         else:
             owner.observe(events.HealthCheckDone, self)
-            owner.connection_proven(self)
+            self._found_good()
         if self.state is CHECKING:
             self.set_due_timer()
             self.move(UNCLAIMED)
@@ -422,7 +425,7 @@ class Slot(Generic[C]):
                 owner.recycle_failed(self, failure.error)
         else:
             owner.observe(events.RecycleDone, self)
-            owner.connection_proven(self)
+            self._found_good()
         if self.state is RECYCLING:
             if self.stale or self.too_old:
                 self.renew()
@@ -432,6 +435,10 @@ class Slot(Generic[C]):
                     self.set_due_timer()
                 self.move(UNCLAIMED)
                 owner.serve(self)
+
+    def _found_good(self) -> None:
+        self.good_round = self.owner.bad_round
+        self.owner.connection_proven(self)
 
     async def _close(self) -> None:
         """Close the outgoing connection: gracefully, or at once after stop()."""

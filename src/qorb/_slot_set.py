@@ -55,6 +55,7 @@ class SlotSet(Ranked, Generic[C]):
         "awaited",
         "backend",
         "backoff",
+        "bad_round",
         "checking",
         "connecting",
         "engine",
@@ -109,6 +110,8 @@ class SlotSet(Ranked, Generic[C]):
         """When an idle connection was found closed last, such that it did not count as a failure."""
         self.unfit_at = -math.inf
         """When the backend was found not to be what is wanted last."""
+        self.bad_round = 0
+        """How often a connection has failed that was made, or found good, after the failures before it."""
         self._waiting_to_connect: dict[Slot[C], None] = {}
         self._checking_slot: Slot[C] | None = None
         self._converting: Slot[C] | None = None
@@ -421,12 +424,18 @@ class SlotSet(Ranked, Generic[C]):
         self._failed(error)
         self.observe_failure(events.HealthCheckFailed, slot, self.last_error_text or "")
         slot.move(CONNECTING)
-        self._check_idle()
+        self._check_others(slot)
 
-    def _check_idle(self) -> None:
-        """Check all idle connections now, together."""
+    def _check_others(self, failed: Slot[C]) -> None:
+        """Check the other idle connections now, together, for the sake of one that has failed.
+
+        Those that were made, or found good, after the first of them failed are left alone: otherwise, while nothing
+        passes, each failure would have the successors of the others checked, and drive them round and round.
+        """
+        if failed.good_round == self.bad_round:
+            self.bad_round += 1
         for other in tuple(self.idle):
-            if other.state is UNCLAIMED:
+            if other.state is UNCLAIMED and other.good_round < self.bad_round:
                 other.check()
 
     def recycle_failed(self, slot: Slot[C], error: BaseException) -> None:
@@ -440,7 +449,7 @@ class SlotSet(Ranked, Generic[C]):
         if slot.state is RECYCLING:  # is_closed() may have ended the pool
             slot.move(CONNECTING)
             if isinstance(error, BackendUnfitError):
-                self._check_idle()
+                self._check_others(slot)
 
     def found_closed(self, slot: Slot[C]) -> None:
         """Replace an idle connection that is visibly dead, and any other idle one of this backend that is too.
@@ -492,7 +501,7 @@ class SlotSet(Ranked, Generic[C]):
         self.acquire_backoff.failed(slot.acquire_round, now, self.engine.backoff_cap(), LEAST_PAUSE)
         slot.move(TERMINATED if self.leaving or not self.engine.desk.open else CONNECTING)
         if isinstance(error, BackendUnfitError) and slot.state is CONNECTING:
-            self._check_idle()
+            self._check_others(slot)
 
     def acquire_worked(self) -> None:
         """Start the on_acquire backoff over."""
