@@ -704,6 +704,30 @@ def test_ready_waits_for_claimed_and_spares_up_to_the_caps():
                 assert len(connector.connections) == 5
         async with opened(A, FakeConnector(), spares_wanted=9, max_slots=5, max_slots_per_backend=3) as watched:
             assert len(watched.connector.connections) == 3
+        async with opened(backends(2), FakeConnector(), spares_wanted=9, max_slots=5) as watched:
+            assert len(watched.connector.connections) == 5
+
+    run(main)
+
+
+def test_ready_leaves_no_timer_and_no_waiter_behind():
+    async def main():
+        connector = FakeConnector()
+        async with opened(A, connector, spares_wanted=4, max_slots=4) as watched:
+            before = watched.pool.ledger()
+            for cancelled in (False, True):
+                for held in await watched.claims(4):
+                    held.discard()
+                waiting = asyncio.create_task(watched.pool.ready(timeout=1000))
+                await settle()
+                assert watched.pool.ledger().waiters == 1
+                if cancelled:
+                    waiting.cancel()
+                await asyncio.wait([waiting])
+                assert waiting.cancelled() is cancelled
+                await asyncio.sleep(1)
+                assert watched.pool.ledger().waiters == 0
+                assert watched.pool.ledger().timers == before.timers
 
     run(main)
 
