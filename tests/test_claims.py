@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
@@ -758,5 +759,48 @@ def test_claims_are_counted_when_they_reach_their_caller():
             await settle()
             assert watched.pool.stats().claims == 10
             assert sum(each.total_claims for each in watched.pool.stats().backends.values()) == 10
+
+    run(main)
+
+
+# Cancellation. Every await of a claim is cancelled in test_claim_at_every_await.py.
+
+
+@pytest.mark.parametrize("then", ["returns", "raises"])
+def test_a_cancellation_that_on_acquire_swallows_reaches_the_claimer_all_the_same(then):
+    class Deaf(Quick):
+        async def on_acquire(self, connection):
+            try:
+                await asyncio.sleep(1)
+            except asyncio.CancelledError:
+                if then == "raises":
+                    raise OSError("cut off") from None
+
+    async def main():
+        async with opened(A, Deaf(), **ONE) as watched:
+            task = asyncio.create_task(hold(watched.pool, 0))
+            await asyncio.sleep(0.5)
+            assert task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            await asyncio.sleep(2)
+            stats = watched.stats()
+            assert (stats.claimed_slots, stats.unclaimed_slots, stats.total_claims) == (0, 1, 0)
+            await hold(watched.pool, 0)
+
+    run(main)
+
+
+def test_an_on_acquire_that_takes_a_cancellation_back_keeps_the_claim():
+    class Bounded(Quick):
+        async def on_acquire(self, connection):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await asyncio.sleep(1)
+
+    async def main():
+        async with opened(A, Bounded(), **ONE) as watched:
+            await hold(watched.pool, 0)
+            assert watched.stats().total_claims == 1
 
     run(main)

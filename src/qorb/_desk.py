@@ -6,6 +6,7 @@ speed; `quick` and `swift` say when those short cuts may be taken. Everything he
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import math
@@ -24,7 +25,6 @@ from qorb.connector import Outcome, overrides
 from qorb.errors import QueueFullError, WrongLoopError, describe, presentable
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from qorb._engine import Engine
@@ -473,16 +473,11 @@ class Desk(Generic[C]):
 
     async def _acquire(self, slot: Slot[C], attempt: Attempt) -> bool:
         """Let the connector prepare the connection for its claimer; False when it is not fit."""
-        limit = self.engine.policy.health_check_timeout
-        left = attempt.deadline - self.clock()
-        if left > 0:
-            limit = min(limit, left)
-        elif attempt.timeout > 0 and left > -_STALL:  # after a stall it is prepared all the same: it was at hand
-            self._return_untouched(slot)
-            raise self._out_of_time(diagnose(self.engine), attempt)
+        limit = self._time_to_acquire(slot, attempt)
         call: Call[None] = Call(self.engine.timers, self.engine.connector.on_acquire, slot.connection)
         self.acquiring[call] = slot
-        fit = True
+        task, fit = attempt.task, True
+        cancelled_before = task.cancelling() if task is not None else 0
         try:
             await call.within(limit)
         except CallFailedError as failure:
@@ -496,6 +491,10 @@ class Desk(Generic[C]):
             raise
         finally:
             self.at_home(self._acquire_ended, call)
+        if task is not None and task.cancelling() > cancelled_before:  # on_acquire swallowed it, as 3.11's wait_for may
+            if fit:
+                self.release(slot, Outcome.CANCELLED)
+            raise asyncio.CancelledError
         if not fit:
             if not self.open:  # raised out here, where what user code raised is not shown along with it
                 raise self.engine.ended_error()
@@ -506,6 +505,17 @@ class Desk(Generic[C]):
         slot.owner.acquire_worked()
         slot.since = self.clock()  # from now on it is the caller's
         return True
+
+    def _time_to_acquire(self, slot: Slot[C], attempt: Attempt) -> float:
+        """Give the seconds that on_acquire may take; give the slot back and raise when there are none left."""
+        limit = self.engine.policy.health_check_timeout
+        left = attempt.deadline - self.clock()
+        if left > 0:
+            return min(limit, left)
+        if attempt.timeout > 0 and left > -_STALL:  # after a stall it is prepared all the same: it was at hand
+            self._return_untouched(slot)
+            raise self._out_of_time(diagnose(self.engine), attempt)
+        return limit
 
     def _acquire_ended(self, call: Call[None]) -> None:
         self.acquiring.pop(call, None)
