@@ -3,6 +3,7 @@
 import asyncio
 import codecs
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -477,6 +478,21 @@ def test_plain_lines_come_once_a_second_and_are_plain(capsys):
     assert len(lines) == 2
     assert "echo-1 DOWN 0/2/0/1 0/s killed ( [2Jno  \\u2603)" in lines[0]
     assert all(line.isascii() and line.isprintable() for line in lines)
+
+
+def test_both_views_say_how_the_pool_explains_that_claims_wait(capsys):
+    view, waiting = PlainView(), dataclasses.replace(stats(), waiting=3)
+    meter = Meter(30.0)
+    frames = [
+        meter.frame(now, now, numbers, Tally(), lambda name: "well", verdict="all 16 connections are in use\n")
+        for now, numbers in ((1.0, stats()), (2.0, waiting))
+    ]
+    for frame in frames:
+        view.show(frame)
+    lines = capsys.readouterr().out.splitlines()
+    assert ["explain: all 16 connections are in use" in line for line in lines] == [False, True]
+    live = [line.plain for line in live_view(3).lines(frames[1], 80, 24)]
+    assert any(line.startswith("explain(): all 16 connections are in use") for line in live)
 
 
 def live_view(backends):

@@ -144,7 +144,7 @@ class LiveView(Screen["Frame"]):
         return _table(frame.rows, self._changed, width, room)
 
     def totals(self, frame: Frame) -> list[Text]:
-        """Draw rates and latencies, the echoes, DNS."""
+        """Draw rates and latencies, the echoes, DNS, and what explain() says first."""
         return _totals(frame)
 
     def _notice(self, rows: tuple[Row, ...]) -> None:
@@ -241,4 +241,5 @@ def _totals(frame: Frame) -> list[Text]:
             (f"unexpected failures {frame.surprises}", "bold red" if frame.surprises else "green"),
         ),
         Text(frame.dns, "bold yellow" if "silent" in frame.dns else ""),
+        Text(f"explain(): {frame.verdict}", "bold yellow" if frame.waiting else ""),
     ]

@@ -202,5 +202,6 @@ class _Run:
                 self._clients.tally,
                 self._stage.condition,
                 self._stage.condition_of_dns(),
+                self._pool.explain().verdict,
             )
         )

@@ -62,6 +62,8 @@ class Frame(Moment):
     surprises: int
     dns: str
     """How the DNS server really is, in words."""
+    verdict: str
+    """What the pool says of claims, in explain()."""
 
 
 class Meter:
@@ -73,11 +75,19 @@ class Meter:
         self._snapshots: deque[tuple[float, PoolStats]] = deque()
 
     def frame(
-        self, now: float, elapsed: float, stats: PoolStats, tally: Tally, condition: Callable[[str], str], dns: str = ""
+        self,
+        now: float,
+        elapsed: float,
+        stats: PoolStats,
+        tally: Tally,
+        condition: Callable[[str], str],
+        dns: str = "",
+        verdict: str = "",
     ) -> Frame:
         """Work out what to show. `now` is the loop's time, which never goes back from call to call.
 
-        `condition` gives a word for how a server really is, by its name; `dns` says how the DNS server is.
+        `condition` gives a word for how a server really is, by its name; `dns` says how the DNS server is,
+        `verdict` how the pool explains itself.
         """
         self._snapshots.append((now, stats))
         while self._snapshots[0][0] < now - WINDOW:
@@ -115,6 +125,7 @@ class Meter:
             cut_short=tally.cut_short,
             surprises=len(tally.surprises),
             dns=dns,
+            verdict=printable(verdict),
         )
 
 

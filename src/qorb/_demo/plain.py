@@ -73,7 +73,7 @@ class PlainView(Lines["Frame"]):
     legend = "Each backend: up or DOWN, slots connecting/unclaimed/checking/claimed, claims/s; then what is odd."
 
     def line(self, frame: Frame) -> str:
-        """Say how the pool is, then each backend, then DNS."""
+        """Say how the pool is, then each backend, then DNS; and when claims wait, how the pool explains that."""
         latency = f"p50 {milliseconds(frame.latency_p50)}, p99 {milliseconds(frame.latency_p99)}"
         claims = f"{frame.claims_per_second:.0f} claims/s, {frame.waiting} waiting, {latency}"
         parts = [claims, *map(_backend, frame.rows[:_MOST_ROWS])]
@@ -81,6 +81,8 @@ class PlainView(Lines["Frame"]):
             parts.append(f"{len(frame.rows) - _MOST_ROWS} more")
         if frame.dns:
             parts.append(frame.dns)
+        if frame.waiting:
+            parts.append(f"explain: {frame.verdict}")
         return " | ".join(parts)
 
 
