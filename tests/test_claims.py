@@ -152,6 +152,46 @@ def test_a_request_is_good_for_one_claim():
     run(main)
 
 
+@pytest.mark.parametrize("connector", [Quick, Bare])
+def test_those_who_were_cancelled_and_do_not_know_it_yet_are_passed_over(connector):
+    async def main():
+        async with opened(A, connector(), **ONE) as watched:
+            first = await watched.pool.claim()
+            waiters = [asyncio.create_task(hold(watched.pool, 0)) for _ in range(3)]
+            await settle()
+            for waiter in waiters[:2]:
+                waiter.cancel()
+            first.release()  # in the same turn: they stand in line still
+            await waiters[2]
+            assert [waiter.cancelled() for waiter in waiters] == [True, True, False]
+
+    run(main)
+
+
+@pytest.mark.parametrize("turn", range(6))
+def test_who_is_cancelled_in_the_turn_of_the_deadline_keeps_nobody_else_from_it(turn):
+    async def main():
+        async with opened(A, claim_timeout=2, **ONE) as watched:
+            first = await watched.pool.claim()
+
+            async def cancel_the_first() -> None:
+                await asyncio.sleep(2)
+                for _ in range(turn):
+                    await asyncio.sleep(0)
+                waiters[0].cancel()
+
+            cancelling = asyncio.create_task(cancel_the_first())
+            await settle()
+            waiters = [asyncio.create_task(hold(watched.pool, 0)) for _ in range(3)]
+            await asyncio.wait(waiters, timeout=10)
+            for waiter in waiters[1:]:
+                assert isinstance(waiter.exception(), AllClaimsUsedError)
+            await cancelling
+            first.release()
+
+    run(main)
+
+
 def test_those_who_were_cancelled_leave_the_line_at_once():
     async def main():
         async with opened(A, Quick(), **ONE) as watched:
@@ -299,6 +339,41 @@ def test_what_can_be_granted_after_a_stall_is_granted_before_anything_times_out(
             block(120)  # both timers are due now, the deadline first
             assert (await waiter).closed is False
             assert watched.stats().failures == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("connector", [Quick, Bare])
+def test_who_is_eight_turns_late_to_give_back_after_a_stall_is_waited_for(connector):
+    async def main():
+        async with opened(A, connector(), **ONE) as watched:
+            first = await watched.pool.claim()
+
+            async def give_back() -> None:
+                await asyncio.sleep(10)
+                for _ in range(8):
+                    await asyncio.sleep(0)
+                first.release()
+
+            giving_back = asyncio.create_task(give_back())
+            waiter = asyncio.create_task(watched.pool.claim(timeout=9.5).__aenter__())
+            await asyncio.sleep(5)
+            block(120)
+            assert (await waiter).closed is False
+            await giving_back
+
+    run(main)
+
+
+def test_what_a_task_gives_back_that_wakes_at_the_deadline_still_counts():
+    async def main():
+        async with opened(A, Bare(), **ONE) as watched:
+            holder = asyncio.create_task(hold(watched.pool, 2))
+            await settle()
+            deadline = now() + 2
+            with await watched.pool.claim(timeout=2):
+                assert now() == deadline
+            await holder
 
     run(main)
 
