@@ -21,18 +21,24 @@ _OWN = os.path.dirname(__file__) + os.sep  # noqa: PTH120 - compared as text
 
 def holder_of(slot: Slot[Any], look: Look, asking: set[Any], *, located: bool) -> Holder:
     """Say who has a claim, and if `located` where that task stands now; `asking` are those that wait for another."""
-    name = slot.owner.backend.name
-    if slot.holder is None:
-        return Holder(name, slot.id, 0.0, None, None, handed_off=True)
-    task, seconds = slot.holder(), look.now - slot.since
+    task, call = task_of(slot), look.preparing.get(slot)
     if task is None:
-        return Holder(name, slot.id, seconds, None, slot.site, ended=True)
-    call = look.preparing.get(slot)
+        return _holding(slot, look.now)
     now = None
     if located:
         now = where(call.coroutine) if call is not None else place_of(task, look.running)
-    of_task = len(look.held[task])
-    asks, ended = task in asking, task.done()
+    return _holding(slot, look.now, now, len(look.held[task]), asks=task in asking, preparing=call is not None)
+
+
+def _holding(
+    slot: Slot[Any], at: float, now: str | None = None, of_task: int = 1, *, asks: bool = False, preparing: bool = False
+) -> Holder:
+    name = slot.owner.backend.name
+    if slot.holder is None:
+        return Holder(name, slot.id, 0.0, None, None, handed_off=True)
+    task, seconds = slot.holder(), at - slot.since
+    if task is None:
+        return Holder(name, slot.id, seconds, None, slot.site, ended=True)
     return Holder(
         name,
         slot.id,
@@ -44,8 +50,8 @@ def holder_of(slot: Slot[Any], look: Look, asking: set[Any], *, located: bool) -
         of_task,
         asks,
         handed_off=False,
-        preparing=call is not None,
-        ended=ended,
+        preparing=preparing,
+        ended=task.done(),
     )
 
 
@@ -92,11 +98,7 @@ def place_of(task: asyncio.Task[Any], running: str | None = None) -> str | None:
 def describe_holder(slot: Slot[Any], now: float) -> str:
     """Say who holds a connection, for how long, where it was claimed if known, and where the holder is now."""
     task = task_of(slot)
-    seconds, site, handed_off = now - slot.since, slot.site, slot.holder is None
-    name, place, function = (
-        (task_name(task), place_of(task), _function(task)) if task is not None else (None, None, None)
-    )
-    return str(Holder(slot.owner.backend.name, slot.id, seconds, name, site, place, function, handed_off=handed_off))
+    return str(_holding(slot, now, place_of(task) if task is not None else None))
 
 
 def holder(slot: Slot[Any]) -> str:

@@ -222,7 +222,7 @@ def _advice(look: Look) -> list[str]:
 
 
 def remedies(look: Look) -> list[str]:
-    """Say what to do when every connection is in use."""
+    """Say what may help where claims wait for those that hold connections."""
     found: list[str] = []
     if any(holder.ended for holder in look.holders):
         found.append(
