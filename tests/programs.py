@@ -419,6 +419,64 @@ def child_goes_on_with_the_loop() -> None:
     loop.close()
 
 
+class ForkingConnector(TcpConnector):
+    """Forks, once asked to, while a claim is under way."""
+
+    forks = False
+    child: int | None = None
+
+    async def on_acquire(self, connection: TcpStream) -> None:
+        await super().on_acquire(connection)
+        if self.forks:
+            self.forks = False
+            self.child = os.fork()
+
+
+def child_in_on_acquire() -> None:
+    """The claim that is under way in the child has forked there, and says so; what it was given is the parent's."""
+
+    async def main() -> None:
+        connector = ForkingConnector()
+        async with Pool("main", FixedResolver([("127.0.0.1", PORT)]), connector, Policy(spares_wanted=3)) as pool:
+            await begin(pool)
+            connector.forks = True
+            try:
+                async with pool.claim():
+                    assert connector.child
+            except PoolForkedError:
+                assert not connector.child
+                os._exit(0)
+            wait_for_child(connector.child)
+            await echo(pool)
+
+    asyncio.run(main())
+
+
+def child_of_a_hand_off() -> None:
+    """Fork when a connection is on its way to a claim that waited, and let the child go on."""
+
+    async def main() -> None:
+        pool = make_pool()
+        await begin(pool)
+        claims = [await pool.claim() for _ in range(4)]
+        waiting = asyncio.ensure_future(pool.claim())
+        await asyncio.sleep(0)
+        claims.pop().release()
+        child = os.fork()
+        try:
+            claims.append(await waiting)
+        except PoolForkedError:
+            assert not child
+            os._exit(0)
+        wait_for_child(child)
+        for claim in claims:
+            claim.release()
+        await echo(pool)
+        await pool.terminate()
+
+    asyncio.run(main())
+
+
 class TellingConnector(Connector[object]):
     """Says what is called in a child process. Everything takes a little."""
 

@@ -191,12 +191,18 @@ def test_sigterm_leaves_a_clean_stderr(server, program, code, said):
         ("child_collects_garbage", ["child 0", "done"]),
         ("child_of_a_loop_that_does_not_run", ["done", "child 0", "done"]),
         ("child_goes_on_with_the_loop", ["child 0", "done"]),
+        ("child_of_a_hand_off", ["child 0", "done"]),
     ],
 )
 def test_a_child_gets_pool_forked_error_and_the_parent_goes_on_undisturbed(server, program, said):
     ended = run_program(server, program, warn=False)
     assert (ended.code, ended.out, ended.err) == (0, said, "")
     assert server.accepted == 4
+
+
+def test_a_claim_that_is_under_way_at_a_fork_gets_pool_forked_error_in_the_child(server):
+    ended = run_program(server, "child_in_on_acquire", warn=False)
+    assert (ended.code, ended.out, ended.err) == (0, ["child 0", "done"], "")
 
 
 def test_in_a_child_no_method_of_a_connector_or_observer_is_called(server):

@@ -165,7 +165,8 @@ class Engine(Generic[C]):
         return task
 
     def ended_error(self) -> PoolTerminatedError:
-        """Make the error for a claim that comes too late."""
+        """Make the error for a claim that comes too late. Raises PoolForkedError where that is why."""
+        self.home.check_process()
         return terminated_error(self.name, self.state)
 
     # What the resolver says (Subscriber).
