@@ -89,6 +89,8 @@ class Engine(Generic[C]):
         self.backends: dict[str, Backend] = {}
         """What the resolver published last."""
         self.published = False
+        self.watch: Watch | None = None
+        """The life of the resolver's watch(), once begun."""
         self.resolver_error: ResolveError | None = None
         self.resolver_error_text: str | None = None
         self.sets: dict[str, SlotSet[C]] = {}
@@ -145,7 +147,8 @@ class Engine(Generic[C]):
 
     def _start_watch(self) -> None:
         backoff = Backoff(*self.backoff_limits)
-        self.tasks.start(Watch(f"qorb {self.name} resolver", self.resolver, self, self.timers, backoff))
+        self.watch = Watch(f"qorb {self.name} resolver", self.resolver, self, self.timers, backoff)
+        self.tasks.start(self.watch)
 
     # Who may call.
 

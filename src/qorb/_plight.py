@@ -26,7 +26,11 @@ def unresolved(engine: Engine[Any]) -> str:
     if engine.resolver_error_text is not None:
         return f"{text}; its last error: {engine.resolver_error_text}"
     if not engine.published:
-        return f"{text} yet; it may need more time than the claim had"
+        call = engine.watch.call if engine.watch is not None else None
+        place = ""
+        if call is not None and engine.loop.time() - call.since > JUST_NOW:
+            place = f": {call.describe()}"
+        return f"{text} yet{place}; it may need more time than the claim had"
     return f"{text}; the last set that it published is empty: look at what it reads"
 
 
