@@ -160,6 +160,29 @@ def test_it_is_used_with_the_keyboard(run_real, tmp_path):
     run_real(main)
 
 
+def test_it_is_sorted_where_there_is_no_room_for_titles(run_real, tmp_path):
+    async def main():
+        async with (
+            Service() as service,
+            await serve(service.pool, port=0) as server,
+            Page(tmp_path / "profile", width=390) as page,
+        ):
+            service.connector.refuse("b:1")
+            service.resolver.set(["a:1", "b:1"])
+            await page.go(server.url)
+            first = "document.querySelector('#rows tr .text').textContent"
+            await page.sees("document.querySelector('#rows td.fails.some') !== null")
+            assert await page.js(first) == "a:1"
+            assert await page.js("document.querySelector('#order').getBoundingClientRect().height > 30")
+            await page.js("document.querySelector('#order').value = 'fails'")
+            await page.js("document.querySelector('#order').dispatchEvent(new Event('change'))")
+            assert await page.js(first) == "b:1"
+            assert await page.js("document.querySelector('#order').selectedOptions[0].textContent") == "By failures"
+            assert page.complaints == []
+
+    run_real(main)
+
+
 def test_it_shows_one_of_several_pools(run_real, tmp_path):
     async def main():
         async with (
