@@ -879,3 +879,62 @@ def test_an_on_acquire_that_takes_a_cancellation_back_keeps_the_claim():
             assert watched.stats().total_claims == 1
 
     run(main)
+
+
+def test_a_cancellation_that_the_claimer_has_not_heard_of_yet_comes_before_on_acquire_and_is_no_failure():
+    async def main():
+        async def cancelled() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()  # while it runs: it hears of it at its next wait
+            await hold(watched.pool, 0)
+
+        async with opened(A, Quick(), **ONE) as watched:
+            await asyncio.wait([task := asyncio.create_task(cancelled())])
+            assert task.cancelled()
+            assert watched.connector.count["on_acquire"] == 0
+            await asyncio.sleep(1)
+            stats = watched.stats()
+            assert (stats.claimed_slots, stats.unclaimed_slots, stats.total_claims, stats.failures) == (0, 1, 0, 0)
+
+    run(main)
+
+
+def test_a_task_that_has_heard_of_its_cancellation_may_claim_while_it_cleans_up():
+    async def main():
+        async def cleans_up() -> str:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                async with watched.pool.claim() as connection:
+                    await asyncio.sleep(0.1)
+                    return connection.backend.name
+            return ""
+
+        async with opened(A, Quick(), **ONE) as watched:
+            task = asyncio.create_task(cleans_up())
+            await settle()
+            task.cancel()
+            assert await task == "b0"
+
+    run(main)
+
+
+def test_a_termination_in_the_turn_in_which_a_claimer_hears_what_there_is_lets_no_on_acquire_begin():
+    async def main():
+        async def cleans_up() -> None:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                asyncio.get_running_loop().call_soon(watched.pool.abort)
+                await watched.pool.claim()
+
+        async with opened(A, Quick(), **ONE) as watched:
+            task = asyncio.create_task(cleans_up())
+            await settle()
+            task.cancel()
+            with pytest.raises(PoolTerminatedError):
+                await task
+            assert watched.connector.count["on_acquire"] == 0
+
+    run(main)

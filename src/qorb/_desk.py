@@ -487,7 +487,10 @@ class Desk(Generic[C]):
             self.discard(slot)
             raise self.engine.ended_error() from None
         except BaseException:
-            self.at_home(self.release, slot, Outcome.CANCELLED)
+            if call.forestalled:
+                self._return_untouched(slot)
+            else:
+                self.at_home(self.release, slot, Outcome.CANCELLED)
             raise
         finally:
             self.at_home(self._acquire_ended, call)

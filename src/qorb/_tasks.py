@@ -148,6 +148,7 @@ class Call(Generic[T]):
         "_timers",
         "_waits_for",
         "coroutine",
+        "forestalled",
         "function",
         "interrupted",
         "since",
@@ -167,6 +168,8 @@ class Call(Generic[T]):
         self._outer: Call[Any] | None = None
         """The call, of this pool or another, in whose midst it is made: a connector may claim connections, too."""
         self.interrupted = False
+        self.forestalled = False
+        """The call was never made: its task had been cancelled before."""
         self.since = timers.loop.time()
 
     def describe(self, by: str = "") -> str:
@@ -199,11 +202,13 @@ class Call(Generic[T]):
         employer.set(self)
         limit = self._timers.after(seconds, self._expire)
         try:
+            if cancelled_before:
+                await self._hear()
             return await self
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except asyncio.CancelledError:
-            if (task is not None and task.cancelling() > cancelled_before) or self._ends_with_outer:
+            if (task is not None and task.cancelling() > cancelled_before) or self.forestalled or self._ends_with_outer:
                 raise
             raise self._reason(seconds) from None
         except Exception as error:  # noqa: BLE001 - user code
@@ -221,6 +226,21 @@ class Call(Generic[T]):
                 self._repeat = None
             employer.set(outer)  # and not reset(): the garbage collector may end this in another context
             self._task = self._outer = None
+
+    async def _hear(self) -> None:
+        """Let a task that has been cancelled, while it ran, hear of it before the call begins.
+
+        Otherwise it would hear of it in the midst of the call, where it would be taken for the work of user code.
+        """
+        try:
+            await asyncio.sleep(0)
+        except BaseException as error:
+            self.forestalled = isinstance(error, asyncio.CancelledError)
+            self.coroutine.close()
+            raise
+        if self._throw:  # interrupted meanwhile
+            self.coroutine.close()
+            raise asyncio.CancelledError
 
     @property
     def threads(self) -> ThreadOwner | None:
