@@ -10,10 +10,10 @@ from dataclasses import fields
 
 import pytest
 
-from qorb import Backend, ClaimTimeoutError, Pool, ResolveError, events
+from qorb import Backend, ClaimTimeoutError, Outcome, Pool, ResolveError, events
 from qorb.publishing import publisher_of
 from qorb.resolvers import FixedResolver, ManualResolver
-from qorb.testing import FakeConnector, run, settle
+from qorb.testing import FakeConnection, FakeConnector, run, settle
 from tests.phases import PHASES, Stage, play
 from tests.pools import backends, hold, opened
 
@@ -227,6 +227,62 @@ def test_an_observer_that_raises_is_reported_once_and_harms_nothing(error, caplo
         assert run(main) == 20
     assert ["the observer raised" in record.message for record in caplog.records] == [True]
     assert str(error) in caplog.text
+
+
+IN_TURN = [events.PoolClaimStart, events.SlotSetClaimStart, events.SlotSetClaimDone, events.HandleClaimed]
+
+
+class Unsoiled(FakeConnector):
+    """A FakeConnector whose clean connections need no recycling: a release hands them on at once."""
+
+    def needs_recycle(self, connection: FakeConnection, outcome: Outcome) -> bool:
+        return outcome is not Outcome.CLEAN
+
+
+@pytest.mark.parametrize("connector", [FakeConnector, Unsoiled])
+@pytest.mark.parametrize("kind", IN_TURN)
+def test_an_observer_may_cancel_the_claim_whose_turn_it_is_told_of(connector, kind):
+    async def main() -> None:
+        async with opened(backends(1), connector(), observed=True, max_slots=1, spares_wanted=1) as watched:
+            held = await watched.pool.claim()
+            waiting = [asyncio.create_task(hold(watched.pool, 1)) for _ in range(2)]
+            await settle()
+
+            def observe(event: events.Event) -> None:
+                if isinstance(event, kind):
+                    waiting[0].cancel()
+
+            watched.pool._engine.observer = observe  # type: ignore[union-attr]
+            held.release()
+            await asyncio.wait(waiting)
+            assert [task.cancelled() for task in waiting] == [True, False]
+            assert watched.stats().claimed_slots == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("connector", [FakeConnector, Unsoiled])
+@pytest.mark.parametrize("kind", [*IN_TURN, events.SlotStateChange])
+@pytest.mark.parametrize("way", ["release", "discard"])
+def test_an_observer_may_end_a_claim_when_it_is_told_of_the_turn_of_another(connector, kind, way):
+    async def main() -> None:
+        async with opened(backends(1), connector(), observed=True, max_slots=3, spares_wanted=3) as watched:
+            held = await watched.claims(3)
+            served = [asyncio.create_task(hold(watched.pool, 1)) for _ in range(3)]
+            await settle()
+            ends = held[1:]
+
+            def observe(event: events.Event) -> None:
+                if isinstance(event, kind) and ends:
+                    getattr(ends.pop(), way)()
+
+            watched.pool._engine.observer = observe  # type: ignore[union-attr]
+            held[0].release()
+            await asyncio.wait(served, timeout=30)
+            assert [task.done() and task.exception() for task in served] == [None] * 3
+            assert watched.stats().claimed_slots == 0
+
+    run(main)
 
 
 PAIRS = [

@@ -422,9 +422,11 @@ class Desk(Generic[C]):
             attempt = self.first_in_line()
             if attempt is None:
                 return
-            self._take_turn(slot, attempt)
-            self._hand_out(slot, attempt.id)
+            # Before the observer hears of it, who may cancel this claim, or end another, which serves the line as well.
             attempt.future.set_result(slot)
+            slot.move(CLAIMED)
+            self._take_turn(slot, attempt)
+            self._handed_out(slot, attempt.id)
 
     def _take_turn(self, slot: Slot[C], attempt: Attempt) -> None:
         """Tell the observer that somebody who waits tries again, and where."""
@@ -621,9 +623,9 @@ class Desk(Generic[C]):
         if self.line.waiting and self.clock() < self.engine.forgotten_at and self.ranking.admits(slot.owner):
             attempt = self.first_in_line()
             if attempt is not None:
+                attempt.future.set_result(slot)  # before the observer hears of it, who may cancel this claim
                 self._take_turn(slot, attempt)
-                self._handed_out(slot, attempt.id)
-                attempt.future.set_result(slot)  # it stays CLAIMED: only the claimer changes
+                self._handed_out(slot, attempt.id)  # it stays CLAIMED: only the claimer changes
                 self._demand_fell()
                 return
         slot.place = -1
