@@ -310,6 +310,25 @@ def without_an_end(told: list[events.Event]) -> list[events.Event]:
     return list(under_way.values())
 
 
+def test_a_try_of_a_backend_ends_also_when_is_closed_takes_the_connection_away_from_it():
+    class Meddling(FakeConnector):
+        def is_closed(self, connection: FakeConnection) -> bool:
+            if moves:
+                resolver.set([moves.pop()])
+            return super().is_closed(connection)
+
+    moves: list[str] = []
+    resolver = ManualResolver(["10.0.0.1:5432"])
+
+    async def main() -> list[events.Event]:
+        async with opened(resolver, Meddling(), observed=True) as watched:
+            moves.append("10.0.0.2:5432")
+            await hold(watched.pool, 1)
+        return [event for _, event in watched.events]
+
+    assert without_an_end(run(main)) == []
+
+
 async def cancel_the_tasks(stage: Stage) -> None:
     tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("qorb ")]
     with warnings.catch_warnings():

@@ -254,12 +254,13 @@ class Desk(Generic[C]):
                 engine.emit(events.SlotSetClaimStart(engine.name, claim_id, slots.backend.name))
             fit = engine.seems_open(slot)
             if slot.state is not UNCLAIMED:  # is_closed() has made calls of its own, and the slot went another way
-                continue
-            if fit:
+                reason = "the idle connection was taken out of service while it was looked at"
+            elif fit:
                 return slot
-            slots.found_closed(slot)
-            if observed:
+            else:
+                slots.found_closed(slot)
                 reason = "the idle connection was closed by the other side"
+            if observed:
                 engine.emit(events.SlotSetClaimFailed(engine.name, claim_id, slots.backend.name, reason))
         return None
 
