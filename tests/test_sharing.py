@@ -155,6 +155,31 @@ def test_a_backend_that_comes_back_while_it_leaves_is_served_by_one_set(pause):
     run(main)
 
 
+@pytest.mark.parametrize("operation", ["connect", "on_acquire"])
+@pytest.mark.parametrize("field", ["host", "port", "server_name"])
+def test_a_backend_that_comes_back_elsewhere_while_it_leaves_waits_for_no_failure_of_its_old_address(field, operation):
+    async def main():
+        (old,) = backends(1)
+        new = replace(old, **{field: 9 if field == "port" else "elsewhere"})
+        resolver = ManualResolver([old])
+        async with opened(resolver, spares_wanted=2, max_slots=2, min_connection_backoff=20) as watched:
+            held = await watched.pool.claim()
+            watched.connector.fail(operation, lambda: OSError("unfit"))
+            watched.connector.drop()
+            with pytest.raises(ClaimTimeoutError):
+                await watched.pool.claim(timeout=1)
+            watched.connector.heal()
+            resolver.set([])
+            await settle()
+            resolver.set([new])
+            claim = await watched.pool.claim(timeout=0.1)
+            assert claim.backend == new
+            claim.release()
+            held.release()
+
+    run(main)
+
+
 @pytest.mark.parametrize("max_slots", [3, 16])
 @pytest.mark.parametrize("field", ["host", "port", "server_name"])
 def test_idle_connections_follow_an_address_one_at_a_time_and_claims_finish_undisturbed(field, max_slots):

@@ -200,7 +200,9 @@ class SlotSet(Ranked, Generic[C]):
         self.leaving = False
         self.engine.desk.claimed += self.claimed
         self.since = self.engine.loop.time()
-        self.backend = backend
+        old, self.backend = self.backend, backend
+        if _elsewhere(old, backend):
+            self._start_over()
         for slot in self.slots:
             if slot.state is CLAIMED:
                 slot.odd = slot.due or slot.stale or slot.revoked or not slot.proven
@@ -517,14 +519,18 @@ class SlotSet(Ranked, Generic[C]):
         old, self.backend = self.backend, backend
         if (old.priority, old.weight) != (backend.priority, backend.weight):
             self.engine.desk.rerank(self)
-        if (old.address, old.server_name) != (backend.address, backend.server_name):
-            self.backoff.succeeded()  # the failures were those of the old address
-            self.acquire_backoff.succeeded()
-            self.fresh_backoff.succeeded()
+        if _elsewhere(old, backend):
+            self._start_over()
             self._rearm_backoff_timer()
             for slot in tuple(self.slots):
                 slot.redirect()
             self.convert()
+
+    def _start_over(self) -> None:
+        """Wait for nothing: what failed were attempts to reach, and connections to, an address that was left."""
+        self.backoff.succeeded()
+        self.acquire_backoff.succeeded()
+        self.fresh_backoff.succeeded()
 
     def convert(self) -> None:
         """Replace the next idle connection to an old address, unless one is being replaced."""
@@ -620,6 +626,11 @@ class SlotSet(Ranked, Generic[C]):
             failures=self.failures.held(self.engine.loop.time()),
             last_error=self.last_error_text,
         )
+
+
+def _elsewhere(old: Backend, new: Backend) -> bool:
+    """Whether connections to the one are none to the other."""
+    return (old.address, old.server_name) != (new.address, new.server_name)
 
 
 def _known_idle(slot: Slot[Any]) -> bool:
