@@ -109,6 +109,27 @@ def test_the_cap_begins_in_the_midst_of_a_longer_pause():
     run(main)
 
 
+@pytest.mark.parametrize("when", ["before it fails", "while it waits"])
+def test_the_cap_counts_no_backend_that_is_leaving_and_has_only_a_claim(when):
+    async def main():
+        resolver = ManualResolver(backends(2) if when == "while it waits" else A)
+        connector = FakeConnector()
+        connector.refuse("b1")
+        policy = {"spares_wanted": 1, "min_connection_backoff": 500, "max_connection_backoff": 1000}
+        async with opened(resolver, connector, **policy) as watched:
+            claim = await watched.pool.claim()
+            assert claim.backend.name == "b0"
+            await asyncio.sleep(1)
+            resolver.set(backends(2)[1:])
+            await asyncio.sleep(1)
+            connector.heal()
+            async with watched.pool.claim(timeout=5.1) as connection:
+                assert connection.backend.name == "b1"
+            claim.release()
+
+    run(main)
+
+
 @pytest.mark.parametrize(("slots", "latency"), [(16, 0.1), (8, 0.5), (3, 0.01)])
 def test_a_backend_that_returns_is_at_full_capacity_as_soon_as_promised(slots, latency):
     async def main():

@@ -257,8 +257,8 @@ class Engine(Generic[C]):
     # What slots report.
 
     def turned(self, slots: SlotSet[C]) -> None:
-        """Note that a backend went online or offline."""
-        self._online += 1 if slots.online else -1
+        """Note that a backend went online or offline; one that leaves is offline for all but its own claims."""
+        self._online += 1 if slots.online and not slots.leaving else -1
         if not self._online:
             for each in self.sets.values():
                 each.cap_backoff()

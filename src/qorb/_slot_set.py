@@ -192,6 +192,8 @@ class SlotSet(Ranked, Generic[C]):
         self.engine.desk.claimed -= self.claimed
         self.engine.desk.withdraw(self)
         self.cancel_timers()
+        if self.online:
+            self.engine.turned(self)
         for slot in tuple(self.slots):
             slot.retire()
 
@@ -206,6 +208,8 @@ class SlotSet(Ranked, Generic[C]):
         for slot in self.slots:
             if slot.state is CLAIMED:
                 slot.odd = slot.due or slot.stale or slot.revoked or not slot.proven
+        if self.online:
+            self.engine.turned(self)
         self.engine.desk.admit(self)
         self._weigh_failures()  # their timer was set aside
 
@@ -277,7 +281,8 @@ class SlotSet(Ranked, Generic[C]):
         self.online = online
         if online:
             self.engine.desk.ranking.back_online(self)
-        self.engine.turned(self)
+        if not self.leaving:
+            self.engine.turned(self)
 
     def _observe_move(self, slot: Slot[C], old: SlotState, new: SlotState, turned: bool) -> None:  # noqa: FBT001 - a fact
         """Tell the observer of a move, all of which is in the books by now, and whether the set went on- or offline."""

@@ -182,7 +182,7 @@ class Laws:
             connected = unclaimed + checking + claimed > 0
             if slots.online is not connected:
                 raise BrokenError(f"{name}: online is {slots.online}, connected is {connected}")
-            online += connected
+            online += connected and not slots.leaving
             total += len(slots.slots)
             claimed_here += 0 if slots.leaving else claimed
             if len(slots.slots) > policy.max_slots_per_backend:
