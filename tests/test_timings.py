@@ -7,11 +7,12 @@ import contextlib
 import gc
 import math
 import threading
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 
 from qorb import ClaimTimeoutError, Connector, Outcome, Policy, Pool, WrongLoopError
+from qorb._core.buckets import Buckets
 from qorb.resolvers import FixedResolver
 from qorb.stats import Histogram, Timings
 from qorb.testing import FakeConnector, run, settle
@@ -275,6 +276,53 @@ def test_the_times_agree_with_the_numbers_under_load():
             assert timings.wait.total == timings.use.total == stats.claims
             assert list(accumulate(timings.wait.counts))[-1] == stats.claims
             assert timings.wait.sum <= 0.31 * stats.claims
+
+    run(main)
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_no_bucket_counts_backwards_for_another_thread_that_looks_as_a_wait_is_counted(observed):
+    """Python lets another thread run where a function is called."""
+    looks: list[Timings] = []
+
+    async def main(watched):
+        timing = watched.pool._engine.desk.timing
+
+        class Looked(Buckets):
+            def add(self, seconds: float) -> None:
+                looks.append(watched.pool.timings())
+                super().add(seconds)
+
+        timing.wait = Looked(BOUNDS)
+        await three_claims(watched)
+        looks.append(watched.pool.timings())
+
+    measured(main, observed=observed)
+    counted = [tuple(accumulate(look.wait.counts)) for look in looks]
+    assert counted[-1] == (1, 1, 1, 2, 3, 3)
+    for before, after in pairwise(counted):
+        assert all(one <= other for one, other in zip(before, after, strict=True)), (before, after)
+
+
+def test_claims_do_not_count_backwards_for_another_thread_that_looks_as_a_backend_goes():
+    async def main():
+        async with opened(backends(2), max_slots=2) as watched:
+            pool, engine = watched.pool, watched.pool._engine
+            pool.measure()
+            await pool.ready()
+            await asyncio.gather(*(hold(pool, 0.1) for _ in range(4)))
+
+            class Looked(dict):
+                def values(self):
+                    if "b1" in self:
+                        engine.departed_claims += self.pop("b1").total_claims
+                    return super().values()
+
+            known = engine.sets
+            for look in (lambda: pool.stats().claims, lambda: pool.timings().wait.total):
+                departed, engine.sets = engine.departed_claims, Looked(known)
+                assert look() == 4
+                engine.departed_claims, engine.sets = departed, known
 
     run(main)
 

@@ -296,6 +296,7 @@ class Engine(Generic[C]):
 
     def _drop_if_gone(self, slots: SlotSet[C]) -> None:
         if slots.leaving and not slots.slots and self.sets.get(slots.backend.name) is slots:
+            # Without a call between the two, no other thread finds these claims in neither or in both.
             del self.sets[slots.backend.name]
             self.departed_claims += slots.total_claims
             self._tell_companions()
@@ -557,8 +558,11 @@ class Engine(Generic[C]):
         )
 
     def claims(self) -> int:
-        """Count the claims that have got their connection."""
-        return self.departed_claims + sum(slots.total_claims for slots in tuple(self.sets.values()))
+        """Count the claims that have got their connection. Asked from whatever thread, it never counts backwards."""
+        while True:
+            departed, sets = self.departed_claims, tuple(self.sets.values())
+            if departed == self.departed_claims:  # else a backend has gone between the two looks
+                return departed + sum(slots.total_claims for slots in sets)
 
     def measure(self, bounds: tuple[float, ...]) -> None:
         """Count times from now on; those with other bounds are forgotten."""
@@ -567,7 +571,14 @@ class Engine(Generic[C]):
 
     def timings(self) -> Timings | None:
         """Take a snapshot of the times; None when they are not counted."""
-        return None if self.desk.timing is None else self.desk.timing.snapshot(self.claims())
+        timing = self.desk.timing
+        if timing is None:
+            return None
+        while True:
+            claims = self.claims()
+            timings = timing.snapshot(claims)
+            if claims == self.claims():  # else, in another thread, some have been served while it was taken
+                return timings
 
     def ledger(self) -> Ledger:
         """List what is alive."""

@@ -127,9 +127,9 @@ class ClaimRequest(Attempt, Unique, Generic[C]):
         else:
             slot = desk.take_over(self, given)  # pyright: ignore[reportUnknownArgumentType] - anything goes
         self.slot = slot
-        slot.owner.total_claims += 1
         if desk.timing is not None:
             desk.timing.wait.add(slot.since - self.started)
+        slot.owner.total_claims += 1  # next to the bucket: in no other thread is there one without the other
         return slot.connection  # type: ignore[return-value]  # pyright: ignore[reportReturnType] - it is claimed
 
     async def _enter(self) -> C:
