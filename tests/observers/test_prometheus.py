@@ -149,6 +149,25 @@ def test_pools_of_one_name_are_told_apart():
     assert names == {"a", "b", "a#2", "a#3"}
 
 
+@pytest.mark.parametrize("names", [("a", "a", "a#2"), ("a#2", "a", "a"), ("a", "a#2", "a")])
+def test_no_pool_gets_for_its_number_what_another_is_called(names):
+    text = exposition([Pool(name, FixedResolver(backends(1)), FakeConnector()) for name in names])
+    told = [line for line in text.splitlines() if line.startswith("qorb_claims_total")]
+    assert sorted(told) == [f'qorb_claims_total{{pool="{name}"}} 0' for name in ("a", "a#2", "a#3")]
+
+
+def test_a_collector_gives_each_pool_the_same_name_for_as_long_as_it_lives():
+    pools = [Pool("a", FixedResolver(backends(1)), FakeConnector(), Policy(max_slots=most)) for most in (1, 2)]
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(pools))
+    assert b'qorb_max_slots{pool="a"} 1.0\nqorb_max_slots{pool="a#2"} 2.0' in generate_latest(registry)
+    del pools[0]
+    gc.collect()
+    told = generate_latest(registry)
+    assert b'qorb_max_slots{pool="a#2"} 2.0' in told
+    assert b'pool="a"' not in told
+
+
 def test_a_pool_that_has_ended_keeps_its_counts():
     async def main():
         pool = Pool("p", FixedResolver(backends(1)), FakeConnector())
