@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import Histogram as HistogramInstrument
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import MeterProvider, ObservableCounter
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Histogram,
@@ -316,6 +316,62 @@ def test_pools_that_come_later_are_published_by_another_call():
     assert most() == {("b",): 3, ("a",): 4}
     for provider in providers:
         provider.shutdown()
+
+
+def test_timeouts_never_count_backwards_when_a_pool_begins_anew_under_its_name():
+    reader = InMemoryMetricReader(preferred_temporality={ObservableCounter: AggregationTemporality.DELTA})
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+
+    async def life(timeouts):
+        pool = a_pool()
+        register([pool], provider)
+        async with pool, pool.claim(), pool.claim():
+            for _ in range(timeouts):
+                with pytest.raises(ClaimTimeoutError):
+                    await pool.claim(timeout=0)
+        return points(metrics_of(reader.get_metrics_data())["db.client.connection.timeouts"])
+
+    told = []
+    for timeouts in (5, 2, 9):
+        told.append(run(lambda count=timeouts: life(count)))
+        gc.collect()
+    provider.shutdown()
+    assert told == [{("main",): 5}, {("main",): 2}, {("main",): 9}]
+
+
+@pytest.mark.parametrize(
+    ("temporality", "later"),
+    [(AggregationTemporality.DELTA, [0, 2, 0]), (AggregationTemporality.CUMULATIVE, [0, 5, 0])],
+)
+def test_no_pool_goes_on_with_the_histograms_of_a_namesake_that_is_gone(temporality, later):
+    def uses(told):
+        metric = told.now()["db.client.connection.use_time"]
+        return {
+            point.attributes[DB_CLIENT_CONNECTION_POOL_NAME]: list(point.bucket_counts)
+            for point in metric.data.data_points
+        }
+
+    async def main():
+        first, second = a_pool("a"), a_pool("a")
+        for pool in (first, second):
+            pool.measure((0.1, 1.0))
+        told = Collected(first, second, temporality=temporality)
+        async with second:
+            async with first:
+                for _ in range(4):
+                    await hold(first, 0.01)
+            for _ in range(3):
+                await hold(second, 0.5)
+            before = uses(told)
+            del first, pool
+            gc.collect()
+            for _ in range(2):
+                await hold(second, 0.5)
+            after = uses(told)
+        told.close()
+        return before, after
+
+    assert run(main) == ({"a": [4, 0, 0], "a#2": [0, 3, 0]}, {"a#2": later})
 
 
 def test_a_pool_that_has_ended_keeps_its_timeouts_and_has_no_connections():

@@ -44,8 +44,9 @@ def register(pools: Iterable[Pool[Any]], meter_provider: MeterProvider | None = 
     """Publish these pools' numbers as observable instruments of a meter provider, by default the global one.
 
     They are read when they are collected, from whatever thread that is done, and not kept alive by it. A pool that
-    bears the name of an earlier one appears with "#2" and so on behind it. It may be called again, for pools that come
-    later; if that is to be with the global provider, set it before the first call.
+    bears the name of an earlier one appears with "#2" and so on behind it, as long as it lives; one whose namesake is
+    gone takes its place. It may be called again, for pools that come later; if that is to be with the global provider,
+    set it before the first call.
 
     db.client.connection.count has, besides the pool and the state, the backend, as `qorb.backend`, `server.address` and
     `server.port`; besides "idle" and "used" there is the state "checking", for connections that are being checked or
@@ -70,7 +71,7 @@ def _create_instruments(meter: Meter, watched: Watched) -> None:
         )
     meter.create_observable_counter(
         "db.client.connection.timeouts",
-        observing(lambda reading: iter([Observation(reading.stats.timeouts, {POOL_NAME: reading.name})])),
+        observing(_Timeouts().observe),
         unit=_TIMEOUTS,
         description="The number of connection timeouts that have occurred trying to obtain a connection from the pool.",
     )
@@ -88,6 +89,23 @@ def _counts(reading: Reading) -> Iterator[Observation]:
                 "server.port": row.backend.port,
             }
             yield Observation(count, attributes)
+
+
+class _Timeouts:
+    """Counts of timeouts that never fall: a pool that bears the name of one that is gone counts on from there."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, tuple[weakref.ref[Pool[Any]], int, int]] = {}
+        """By name: the last pool of that name, how many there had been before it, and how many with it."""
+
+    def observe(self, reading: Reading) -> Iterator[Observation]:
+        """Observe one pool."""
+        last, before, so_far = self._counted.get(reading.name, (None, 0, 0))
+        if last is None or last() is not reading.pool:
+            last, before = weakref.ref(reading.pool), so_far
+        so_far = before + reading.stats.timeouts
+        self._counted[reading.name] = last, before, so_far
+        yield Observation(so_far, {POOL_NAME: reading.name})
 
 
 def _of_pool(value: Callable[[Reading], int]) -> Callable[[Reading], Iterator[Observation]]:
