@@ -30,6 +30,7 @@ from qorb import (
     Policy,
     Pool,
     QueueFullError,
+    events,
 )
 from qorb._tasks import where
 from qorb.errors import Holder
@@ -838,6 +839,24 @@ def test_it_can_be_asked_in_every_state_of_the_pool():
         assert verdict(unused.explain()) == "terminated: nothing of it is left; make a new one"
 
     run(main)
+
+
+@pytest.mark.parametrize(("later", "whom"), [(THREE[1:2], "it"), (THREE[1:], "them")])
+def test_an_observer_can_ask_while_all_backends_are_exchanged_for_others(later, whom):
+    resolver = ManualResolver(ONE)
+    seen = []
+    pool = Pool("main", resolver, FakeConnector(), observer=lambda event: seen.append((event, pool.explain())))
+
+    async def main():
+        async with pool:
+            await pool.ready()
+            resolver.set(later)
+            await pool.ready()
+
+    run(main)
+    gone = [explanation for event, explanation in seen if isinstance(event, events.SlotSetOffline)]
+    assert verdict(gone[0]).endswith(f" live connection: only now has the resolver named {whom}")
+    assert isinstance(seen[-1][0], events.PoolTerminateDone)
 
 
 @pytest.mark.filterwarnings("ignore:unterminated pool")

@@ -45,6 +45,8 @@ def _want(look: Look) -> str:
     engine, sets = look.engine, look.current
     if not engine.backends:
         return unresolved(engine)
+    if not sets:  # asked by an observer or a signal handler while a set of others takes effect
+        return f"{unconnected(len(engine.backends))}: only now has the resolver named {_them(len(engine.backends))}"
     offline = sum([not slots.online for slots in sets])
     if offline == len(sets):
         return unconnected(len(sets)) + _blame(look) + outdated(engine)
@@ -53,6 +55,10 @@ def _want(look: Look) -> str:
         return _at_hand(look, idle) + (f"; {offline} of {len(sets)} backends without a connection" if offline else "")
     others = f"; {'the others: ' * bool(look.claimed)}{unused(look)}" if len(look.claimed) < look.limit else ""
     return _in_use(look) + _charge(look) + others
+
+
+def _them(count: int) -> str:
+    return "it" if count == 1 else "them"
 
 
 def _blame(look: Look) -> str:
