@@ -70,6 +70,14 @@ def test_the_address_that_a_request_came_to_is_a_name():
     assert ask(gate, client="10.1.2.3", server="::ffff:10.0.0.9", host="10.0.0.9:7672") == 200
 
 
+@pytest.mark.parametrize("given", ["2001:DB8:0::1", "[2001:db8::1]", "2001:db8:0:0:0:0:0:1"])
+def test_an_address_among_the_hosts_may_be_written_in_any_way(given):
+    gate = Gate(None, [given], None)
+    assert ask(gate, host="[2001:db8::1]:7672") == 200
+    assert ask(gate, host="[2001:db8:0::1]") == 200
+    assert ask(gate, host="[2001:db8::2]") == 403
+
+
 def test_a_star_stands_for_every_name():
     assert ask(Gate(None, ["*"], None), host="evil.com") == 200
     assert ask(Gate(None, ["*"], None), host="evil com") == 403
@@ -159,8 +167,11 @@ def test_other_bad_settings_are_said():
         Gate(b"bytes-are-no-text-here", (), None)
     with pytest.raises(TypeError, match="hosts must be several names"):
         Gate(None, "localhost", None)
-    with pytest.raises(ValueError, match="hosts must be names without scheme and port"):
-        Gate(None, ["http://stats.example.com"], None)
+    with pytest.raises(TypeError, match=r"hosts must be texts, .*, not an int"):
+        Gate(None, [7672], None)
+    for host in ("http://stats.example.com", "stats.example.com:7672", "10.0.0.1:7672", "[2001:db8::1]:7672", "a:b:c"):
+        with pytest.raises(ValueError, match="hosts must be names without scheme and port"):
+            Gate(None, [host], None)
     with pytest.raises(TypeError, match="trusted must be several networks"):
         Gate(None, (), "10.0.0.0/8")
     with pytest.raises(ValueError, match="trusted must be networks"):

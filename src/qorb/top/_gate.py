@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 from qorb.credentials import Secret
-from qorb.errors import shown
+from qorb.errors import kind_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -119,9 +119,9 @@ class Gate:
         name = _host_name(host.lower())
         if name is None:
             return False
-        if _ANY in self._hosts or name in self._hosts:
-            return True
         address = _address(name)
+        if _ANY in self._hosts or (name if address is None else str(address)) in self._hosts:
+            return True
         return address is not None and (address in _BY_NAME or address == _address(server))
 
     def _unknown(self, request: Request) -> Answer | None:
@@ -178,8 +178,13 @@ def _checked_hosts(hosts: Iterable[str]) -> frozenset[str]:
         raise TypeError("hosts must be several names, such as ['stats.example.com'], not one text")
     names = {"localhost"}
     for host in hosts:
+        if not isinstance(host, str):
+            raise TypeError(f"hosts must be texts, such as 'stats.example.com', not {kind_of(host)}")
         name = host.lower().removesuffix(".").removeprefix("[").removesuffix("]")
-        if name != _ANY and _NAME.fullmatch(name) is None:
+        address = _address(name)
+        if address is not None:
+            name = str(address)  # there are several ways to write it
+        elif name != _ANY and (":" in name or _NAME.fullmatch(name) is None):
             raise ValueError(
                 f"hosts must be names without scheme and port, such as 'stats.example.com', not {shown(host)}"
             )
