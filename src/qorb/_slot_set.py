@@ -317,9 +317,13 @@ class SlotSet(Ranked, Generic[C]):
 
     def pump(self) -> None:
         """Wake as many of those that wait to connect as may begin now."""
-        if not self._waiting_to_connect or self.engine.tasks.closed:
+        if self.engine.tasks.closed:
             return
         now = self.engine.loop.time()
+        if not self._waiting_to_connect:
+            if self.acquire_backoff.steps or self.fresh_backoff.steps:  # more slots are in vain only until that is over
+                self._arm_backoff_timer(now)
+            return
         room = self._room(now)
         for slot in tuple(self._waiting_to_connect)[: max(room, 0)]:
             slot.wake()

@@ -398,3 +398,26 @@ def test_a_slot_that_loses_its_connection_goes_to_a_backend_that_has_none():
             return before, after
 
     assert run(main) == (0, 1)
+
+
+def test_a_pause_after_a_refused_connection_ends_in_time_although_that_is_still_being_closed():
+    async def main():
+        connector = FakeConnector()
+        policy = Policy(spares_wanted=0, max_slots=6, rebalance_interval=1e6)
+        async with Pool("p", FixedResolver(ONE), connector, policy) as pool, pool.claim():
+            connector.fail("on_acquire", lambda: OSError("not fit"))
+            connector.slow(1, "close")
+            first = asyncio.ensure_future(pool.claim())
+            await asyncio.sleep(0.005)
+            connector.heal()
+            await asyncio.sleep(0.1)
+            connector.stall("on_acquire")  # so that none of them ends the backoff by working
+            others = [asyncio.ensure_future(pool.claim()) for _ in range(4)]
+            await asyncio.sleep(0.01)
+            connected = len(connector.connections)
+            for claim in (first, *others):
+                claim.cancel()
+            await asyncio.wait([first, *others])
+            return connected
+
+    assert run(main) == 6  # that which is in use, that which is being closed, and one for each of the four others
