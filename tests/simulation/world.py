@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 TURNS = 4_000
 """So many turns of the loop before the finale at the most; what then is left of the plan is not played."""
 TURNS_AT_ONE_MOMENT = 2_000
+TURNS_TO_ASK_IN_VAIN = 6
+"""So many turns a client takes who may not wait, gets nothing, and is followed by the next."""
 PATIENCE = 100_000
 """Turns of the loop without any for the plan: then something never ends."""
 NAME = "sim"
@@ -56,6 +58,8 @@ class World:
         self.plan = plan
         self.trace: list[tuple[float, str]] = []
         self.clients: dict[str, Client] = {}
+        self.lookers: dict[asyncio.Task[None], None] = {}
+        """Who waits in ready()."""
         self.kept: list[tuple[Visit, Claim[FakeConnection]]] = []
         self.manners = Manners()
         self.turns = 0
@@ -390,6 +394,7 @@ class World:
     def _do_look(self, timeout: float | None) -> None:
         require(self.pool.stats().name == NAME, "the stats have another name", Law.STATS)
         task = asyncio.Task(self._ready(timeout), loop=self.loop, name="looker")
+        self.lookers[task] = None
         task.add_done_callback(self._looked)
 
     async def _ready(self, timeout: float | None) -> None:
@@ -407,6 +412,7 @@ class World:
             require(ends, "ready() says that the pool is terminated", Law.ONCE)
 
     def _looked(self, task: asyncio.Task[None]) -> None:
+        del self.lookers[task]
         if not task.cancelled() and task.exception() is not None:
             self.broken(task.exception())
 
@@ -427,16 +433,17 @@ class World:
             await self._until(self.loop.time() + 10 * plan.unit)
             return
         slack = self._slack()
-        began, turns = self.loop.time(), self.turns
+        began, turns, asked = self.loop.time(), self.turns, self._number
         cap = min(5.0, policy["max_connection_backoff"]) + policy["spread"]
         with upholding(Law.PROGRESS):
             await self._served_within(cap + slack, f"nothing is served within {cap:g} + {slack:g} s of the healing")
+            in_vain = self._number - asked - 1
             await self._capacity(began, slack)
             await self._crowd(slack)
         with upholding(Law.QUIET):
             await self._quiet()
         spent = self.loop.time() - began
-        allowed = 3000 + 400 * policy["max_slots"] + self._turns_allowed(spent)
+        allowed = 3000 + 400 * policy["max_slots"] + self._turns_allowed(spent) + TURNS_TO_ASK_IN_VAIN * in_vain
         taken = self.turns - turns
         require(taken <= allowed, f"{taken} turns for {spent:g} s, {allowed:g} expected", Law.QUIET)
 
@@ -663,6 +670,7 @@ class World:
 
     async def _end_by_dropped(self) -> None:
         self._cancel_all()
+        self._look_no_more()
         await self._until(self.loop.time() + self._deaf + 1e-3)
         self._give_back_what_is_kept()
         if self.clients or self.books.open_visits:
@@ -680,6 +688,11 @@ class World:
             await settle()
             require(self.engine.ledger().empty, f"left of a pool that was dropped: {self.engine.ledger()}")
         await self._until(self.loop.time() + self._longest_end(held=False))
+
+    def _look_no_more(self) -> None:
+        """Cancel whoever waits in ready(): that keeps a pool alive, too."""
+        for looker in tuple(self.lookers):
+            looker.cancel()
 
     async def _end_by_outside(self) -> None:
         self._excused.add("cancelled from outside")
