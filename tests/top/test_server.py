@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import gc
 import json
@@ -18,6 +19,7 @@ import pytest
 import qorb.top._websockets
 from qorb import Policy, Pool, PoolNotStartedError, PoolState, PoolTerminatedError
 from qorb.resolvers import ManualResolver
+from qorb.stats import PoolStats
 from qorb.testing import FakeConnector, assert_nothing_left
 from qorb.top import serve
 from qorb.top._gate import Gate
@@ -134,7 +136,8 @@ def test_stats_json_has_everything(run_real):
             assert reply.status == 200
             assert reply.headers["content-type"] == "application/json"
             (read,) = reply.json()["pools"]
-            assert list(read) == ["name", "state", "claims", "waiting", "policy", "backends", "timings"]
+            assert list(read) == ["name", "state", "claims", "waiting", "timeouts", "policy", "backends", "timings"]
+            assert set(read) >= {field.name for field in dataclasses.fields(PoolStats)}
             assert (read["name"], read["state"], read["claims"], read["waiting"]) == ("db", "running", 1, 0)
             assert (read["policy"]["max_slots"], read["policy"]["max_lifetime"]) == (4, None)
             assert sum(backend["claimed_slots"] for backend in read["backends"].values()) == 1

@@ -24,6 +24,7 @@ def snapshot(pool: Pool[Any]) -> dict[str, Json]:
         "state": stats.state.value,
         "claims": stats.claims,
         "waiting": stats.waiting,
+        "timeouts": stats.timeouts,
         "policy": plain(pool.policy),
         "backends": {name: _backend(backend) for name, backend in stats.backends.items()},
         "timings": _timings(pool),
