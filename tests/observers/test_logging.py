@@ -201,6 +201,17 @@ def test_what_was_left_out_is_told_even_if_no_other_comes():
     assert records.kept[2].qorb_backend == "b0"
 
 
+def test_what_was_left_out_of_a_name_server_is_not_said_of_a_backend():
+    records = Records(logging.INFO)
+    unanswered = [events.ResolverQueryFailed("p", "10.0.0.53:53", "_db._tcp SRV", "timeout")] * 3
+    at_times(records, (0, unanswered), (3, [events.SlotSetOnline("p", "b1", True)]))
+
+    told = records.kept[-1]
+    assert told.getMessage() == "pool p: 2 more times ResolverQueryFailed of 10.0.0.53:53"
+    assert told.qorb_server == "10.0.0.53:53"
+    assert not hasattr(told, "qorb_backend")
+
+
 def test_what_was_left_out_is_told_at_the_end_of_the_pool():
     records = Records(logging.INFO)
     end = [events.PoolTerminateDone("p", "nothing")]

@@ -60,8 +60,11 @@ _RECORDS: Final[Mapping[type[Event], tuple[int, str]]] = {
 }
 _UNKNOWN: Final = (_DEBUG, "%(event)s")
 
-_Key = tuple[str, str, str]
-"""Of what there is one record a second: the name of the event's class, the pool, the backend (or server) or ""."""
+_ABOUT: Final = ("backend", "server")
+"""Fields that say whom an event is about."""
+
+_Key = tuple[str, str, str, str]
+"""Of what there is one record a second: the event's class, the pool, and, if any, one of _ABOUT and what it says."""
 
 
 class _Window:
@@ -125,7 +128,8 @@ class LoggingObserver:
 
     def _log_within_limits(self, level: int, text: str, event: Event) -> None:
         now = self._time()
-        key = (type(event).__name__, event.pool, str(getattr(event, "backend", getattr(event, "server", ""))))
+        field = next((name for name in _ABOUT if hasattr(event, name)), "")
+        key = (type(event).__name__, event.pool, field, str(getattr(event, field)) if field else "")
         window = self._windows.get(key)
         if window is None or now - window.opened >= _PAUSE:
             self._windows[key] = _Window(now, level)
@@ -156,11 +160,11 @@ class LoggingObserver:
             self._windows = {key: window for key, window in self._windows.items() if key[1] != ended}
 
     def _log_suppressed(self, key: _Key, window: _Window) -> None:
-        name, pool, about = key
+        name, pool, field, about = key
         said = {"event": name, "pool": pool, "about": f" of {about}" if about else "", "suppressed": window.suppressed}
         text = "pool %(pool)s: %(suppressed)d more times %(event)s%(about)s"
         extra = {"qorb_event": name, "qorb_pool": pool, "qorb_suppressed": window.suppressed}
-        self._logger.log(window.level, text, said, extra=extra | ({"qorb_backend": about} if about else {}))
+        self._logger.log(window.level, text, said, extra=extra | ({f"qorb_{field}": about} if field else {}))
 
     def _log(self, level: int, text: str, event: Event, suppressed: int = 0) -> None:
         said: dict[str, object] = {field.name: _plain(getattr(event, field.name)) for field in fields(event)}
