@@ -22,10 +22,12 @@ from qorb import (
     Connector,
     NoBackendsError,
     NoBackendsOnlineError,
+    Outcome,
     Policy,
     Pool,
     Resolver,
     TerminationError,
+    events,
 )
 from qorb.errors import describe
 from qorb.resolvers import FixedResolver
@@ -251,6 +253,85 @@ def test_c3_what_stops_the_program_leaves_the_loop_and_the_pool_settled_so_that_
     assert beginning.cancelled() or type(beginning.exception()) is error
     loop.run_until_complete(go_on_and_end())
     loop.close()
+
+
+def settled_after_a_stop(pool: Pool[FakeConnection], error: type[BaseException], form: str) -> None:
+    """Claim and give back until that is stopped, and see that no connection is lost by it."""
+
+    async def begin() -> None:
+        await pool.start()
+        await pool.ready()
+        if form == "async with":
+            async with pool.claim():
+                pass
+        else:
+            (await pool.claim()).release()
+        await asyncio.sleep(1)
+
+    async def go_on_and_end() -> None:
+        claims = [await pool.claim(timeout=5) for _ in range(2)]
+        for claim in claims:
+            claim.release()
+        await pool.terminate()
+        assert_nothing_left(pool)
+
+    loop = new_loop()
+    beginning = loop.create_task(begin())
+    with pytest.raises(error):
+        loop.run_forever()
+    beginning.cancel()
+    loop.run_until_complete(asyncio.wait([beginning]))
+    assert beginning.cancelled() or type(beginning.exception()) is error
+    loop.run_until_complete(go_on_and_end())
+    loop.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("form", ["async with", "by hand"])
+@pytest.mark.parametrize("question", ["is_closed", "needs_recycle"])
+def test_c3_what_stops_the_program_when_a_connection_comes_back_does_not_lose_that(question, form, error):
+    class Asked(FakeConnector):
+        def is_closed(self, connection: FakeConnection) -> bool:
+            return self._answer("is_closed")
+
+        def needs_recycle(self, connection: FakeConnection, outcome: Outcome) -> bool:
+            return self._answer("needs_recycle")
+
+        def _answer(self, asked: str) -> bool:
+            claimed = any(one.claimed_slots for one in pool.stats().backends.values())
+            if asked == question and claimed and stops:
+                raise stops.pop()
+            return False
+
+    stops = [error()]
+    pool = Pool("main", Watching(), Asked(), Policy(spares_wanted=2, max_slots=2))
+    settled_after_a_stop(pool, error, form)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("form", ["async with", "by hand"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        events.ConnectDone,
+        events.ClaimStart,
+        events.SlotSetClaimStart,
+        events.SlotStateChange,
+        events.HandleClaimed,
+        events.ClaimDone,
+        events.HandleReturned,
+        events.RecycleStart,
+        events.RecycleDone,
+    ],
+)
+def test_c3_what_stops_the_program_in_an_observer_does_not_lose_the_connection_that_he_is_told_of(kind, form, error):
+    def observe(event: events.Event) -> None:
+        if type(event) is kind and stops:
+            raise stops.pop()
+
+    stops = [error()]
+    pool = Pool("main", Watching(), FakeConnector(), Policy(spares_wanted=2, max_slots=2), observer=observe)
+    settled_after_a_stop(pool, error, form)
 
 
 STOPPED = """

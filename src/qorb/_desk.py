@@ -611,6 +611,14 @@ class Desk(Generic[C]):
         except CallFailedError as failure:
             self.engine.user_code_failed("needs_recycle()", failure.error)
             return True
+        except BaseException:
+            self.settle(slot)
+            raise
+
+    def settle(self, slot: Slot[C]) -> None:
+        """Give up a connection that was coming back: what was asked about it stops the program."""
+        if slot.state is CLAIMED:
+            self.discard(slot)
 
     def handed_back(self, slot: Slot[C]) -> None:
         """Tell the observer, once, that the slot is no longer its claimer's."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import tracemalloc
 import warnings
+from contextvars import Context
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -517,6 +518,9 @@ class Engine(Generic[C]):
         except CallFailedError as failure:
             self.user_code_failed("is_closed()", failure.error)
             return False
+        except BaseException:
+            self.desk.settle(slot)
+            raise
 
     def user_code_failed(self, what: str, error: BaseException) -> None:
         """Note an exception in user code that concerns nobody but its author."""
@@ -538,8 +542,20 @@ class Engine(Generic[C]):
                 logger.error(
                     "pool %s: the observer raised, which is reported only once: %s", self.name, describe(failure.error)
                 )
+        except (KeyboardInterrupt, SystemExit) as stop:
+            self._stop_program(stop)
         finally:
             self.observing = outer
+
+    def _stop_program(self, stop: BaseException) -> None:
+        """Raise it out of the loop's next turn: what the observer was told of is still under way."""
+
+        def leave() -> None:
+            raise stop
+
+        if self.loop.is_closed():
+            leave()
+        self.loop.call_soon(leave, context=Context())
 
     def claims_out(self) -> int:
         """Count the claims that are out, on leaving backends too."""
