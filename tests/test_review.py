@@ -496,6 +496,26 @@ def test_an_observer_may_replace_the_backends_while_it_is_told_how_others_go():
     assert run(main) == "c:1"
 
 
+def test_a_set_that_an_observer_publishes_does_not_take_the_place_of_a_later_one():
+    async def main():
+        resolver, sets = ManualResolver(["a:1"]), [["b:1"], ["c:1"]]
+
+        def observe(event):
+            if type(event).__name__ == "HandleReturned" and sets:
+                resolver.set(sets.pop(0))
+
+        async with Pool("p", resolver, FakeConnector(), quiet(spares_wanted=2), observer=observe) as pool:
+            await pool.ready()
+            claims = [await pool.claim() for _ in range(2)]
+            for claim in claims:
+                claim.release()
+            resolver.set(["d:1"])
+            await asyncio.sleep(1)
+            return list(pool.stats().backends)
+
+    assert run(main) == ["d:1"]
+
+
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="there are no eager tasks before Python 3.12")
 def test_an_observer_may_start_a_task_that_claims_eagerly_at_any_event():
     async def main():

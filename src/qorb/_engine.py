@@ -90,6 +90,8 @@ class Engine(Generic[C]):
         self.backends: dict[str, Backend] = {}
         """What the resolver published last."""
         self.published = False
+        self._published_meanwhile: dict[str, Backend] | None = None
+        """What it published while the observer was being told of something; to be taken over in the next turn."""
         self.watch: Watch | None = None
         """The life of the resolver's watch(), once begun."""
         self.resolver_error: ResolveError | None = None
@@ -120,8 +122,7 @@ class Engine(Generic[C]):
         self._forgotten_timer: Timer | None = None
         self.observing = False
         """The observer is being told of something, which is still under way."""
-        self._observer_reported = False
-        self._warned_of_outsider = False
+        self._observer_reported = self._warned_of_outsider = False
 
     @property
     def forked(self) -> bool:
@@ -180,8 +181,11 @@ class Engine(Generic[C]):
         if self.tasks.closed:
             return
         if self.observing:  # what the observer is told of may be the last set's taking effect
-            self.timers.soon(lambda: self.backends_known(backends))
+            if self._published_meanwhile is None:
+                self.timers.soon(self._take_over_later)
+            self._published_meanwhile = backends
             return
+        self._published_meanwhile = None  # this set is newer
         old, self.backends = self.backends, backends
         self.published = True
         self.resolver_error = self.resolver_error_text = None
@@ -205,6 +209,10 @@ class Engine(Generic[C]):
             self.replan()
         self.desk.serve_line()
         self.tell_ready()
+
+    def _take_over_later(self) -> None:
+        if self._published_meanwhile is not None:
+            self.backends_known(self._published_meanwhile)
 
     def _add(self, backend: Backend) -> None:
         slots = self.sets.get(backend.name)
