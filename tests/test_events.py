@@ -285,6 +285,24 @@ def test_an_observer_may_end_a_claim_when_it_is_told_of_the_turn_of_another(conn
     run(main)
 
 
+@pytest.mark.parametrize("connector", [FakeConnector, Unsoiled])
+@pytest.mark.parametrize("kind", [events.ClaimStart, events.PoolClaimStart, events.PoolClaimFailed])
+def test_an_observer_may_give_back_what_a_claim_that_finds_nothing_is_in_need_of(connector, kind):
+    async def main() -> None:
+        async with opened(backends(1), connector(), observed=True, max_slots=1, spares_wanted=1) as watched:
+            kept = [await watched.pool.claim()]
+
+            def observe(event: events.Event) -> None:
+                if isinstance(event, kind) and kept:
+                    kept.pop().release()
+
+            watched.pool._engine.observer = observe  # type: ignore[union-attr]
+            async with watched.pool.claim(timeout=0.1):
+                pass
+
+    run(main)
+
+
 PAIRS = [
     (events.ClaimStart, (events.ClaimDone, events.ClaimFailed), "claim_id"),
     (events.PoolClaimStart, (events.PoolClaimDone, events.PoolClaimFailed), "claim_id"),

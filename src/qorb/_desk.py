@@ -214,6 +214,8 @@ class Desk(Generic[C]):
             if slot is None:
                 future = self.stand_in_line(attempt)
                 try:
+                    if self.engine.observer is not None:  # when told that there was none, he may have given one back
+                        self.serve_line()
                     given = await future
                 except BaseException:
                     self.forsake(attempt)
