@@ -303,6 +303,30 @@ def test_an_observer_may_give_back_what_a_claim_that_finds_nothing_is_in_need_of
     run(main)
 
 
+@pytest.mark.parametrize("held", ["revoke", "detach"])
+@pytest.mark.parametrize("way", ["release", "discard"])
+@pytest.mark.parametrize("kind", [events.HandleReturned, events.SlotStateChange])
+def test_an_observer_may_end_the_claim_that_the_end_of_the_pool_takes_or_leaves(kind, way, held):
+    async def main() -> None:
+        async with opened(backends(1), observed=True, max_slots=2, spares_wanted=2) as watched:
+            claims = {claim.connection.id: claim for claim in await watched.claims(2)}
+            ended = []
+
+            def observe(event: events.Event) -> None:
+                if isinstance(event, kind) and claims:
+                    claim = claims.pop(min(claims))
+                    ended.append(claim)
+                    getattr(claim, way)()
+
+            watched.pool._engine.observer = observe  # type: ignore[union-attr]
+            await watched.pool.terminate(grace=0, held=held)
+            assert len(ended) == 2
+            assert watched.pool.ledger().empty
+            assert not watched.connector.unclosed
+
+    run(main)
+
+
 PAIRS = [
     (events.ClaimStart, (events.ClaimDone, events.ClaimFailed), "claim_id"),
     (events.PoolClaimStart, (events.PoolClaimDone, events.PoolClaimFailed), "claim_id"),

@@ -159,7 +159,7 @@ class Slot(Generic[C]):
         if self._due_timer is not None:
             self._due_timer.cancel()
             self._due_timer = None
-        if self.connection is not None:
+        if self.connection is not None and not self.detached:
             self._outgoing, self.connection, self.ready = self.connection, None, None
         self.odd = self.due = False
 
@@ -194,14 +194,11 @@ class Slot(Generic[C]):
     def detach(self) -> None:
         """Leave the claimed connection to its claimer, who aborts it on release; the slot ends."""
         self.detached = True
+        self.owner.engine.connections.pop(id(self.connection), None)
+        self.owner.engine.threads.leave(self.connection)
         if self.holder is not None:  # otherwise its claimer has not come for it yet
-            self.owner.engine.desk.handed_back(self)
-        connection, ready = self.connection, self.ready
-        self.owner.engine.connections.pop(id(connection), None)
-        self.owner.engine.threads.leave(connection)
-        self.connection = None
+            self.owner.engine.desk.handed_back(self)  # the observer may release it at once
         self.move(TERMINATED)
-        self.connection, self.ready = connection, ready
 
     def redirect(self) -> None:
         """Note that the backend's address changed: an attempt to reach the old one is given up."""
