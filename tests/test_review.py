@@ -268,6 +268,21 @@ def test_a_connector_that_fails_without_waiting_and_no_backoff_at_all_do_not_blo
     run(main)
 
 
+@pytest.mark.parametrize("field", ["rebalance_interval", "health_interval", "max_lifetime", "long_claim_warning"])
+def test_an_interval_that_is_shorter_than_the_clock_can_tell_does_not_stop_the_time(field):
+    class Instant(Plain):
+        async def connect(self, backend):
+            return object()
+
+    async def main():
+        async with Pool("p", FixedResolver(ONE), Instant(), quiet(spares_wanted=2, **{field: 1e-300})) as pool:
+            await asyncio.sleep(0.01)
+            async with pool.claim(timeout=0.1):
+                pass
+
+    run(main, patience=1000)
+
+
 @pytest.mark.parametrize("useless", ["on_acquire", "is_closed"])
 def test_connections_that_are_of_no_use_and_no_backoff_at_all_do_not_block_the_loop(useless):
     class Useless(Plain):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qorb import events
 from qorb._company import Company
-from qorb._core.backoff import Backoff
+from qorb._core.backoff import LEAST_PAUSE, Backoff
 from qorb._core.planner import Limits, Plan, grow, rebalance
 from qorb._desk import WHATEVER, Attempt, Desk
 from qorb._diagnosis import diagnose
@@ -380,7 +380,8 @@ class Engine(Generic[C]):
         self._await_first_attempts()
 
     def _rebalance(self) -> None:
-        self._rebalance_timer = self.timers.after(self.policy.rebalance_interval, self._rebalance)
+        pause = max(self.policy.rebalance_interval, LEAST_PAUSE)  # the clock may not tell a shorter one from none
+        self._rebalance_timer = self.timers.after(pause, self._rebalance)
         now = self.loop.time()
         plan = rebalance(tuple(self.sets.values()), self.desk.line.waiting, self._limits, now)
         self._carry_out(plan)

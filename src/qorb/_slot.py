@@ -13,6 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qorb import events
+from qorb._core.backoff import LEAST_PAUSE
 from qorb._core.states import SlotState, check_move
 from qorb._tasks import Call, CallFailedError, Interrupted, logger
 from qorb.connector import Outcome
@@ -371,7 +372,8 @@ class Slot(Generic[C]):
         self.connected_at = self.since
         self.good_round = owner.bad_round
         self.proven = False
-        self._expires = self.since + engine.policy.max_lifetime * (1 - 0.1 * engine.rng.random())
+        lifetime = engine.policy.max_lifetime * (1 - 0.1 * engine.rng.random())
+        self._expires = self.since + max(lifetime, LEAST_PAUSE)  # the clock may not tell a shorter one from none
         self.set_due_timer()
         if engine.desk.timing is not None:
             engine.desk.timing.connect.add(took)
@@ -382,7 +384,7 @@ class Slot(Generic[C]):
     def set_due_timer(self) -> None:
         """Wait for the next check, or for the end of the connection's lifetime."""
         engine = self.owner.engine
-        pause = engine.policy.health_interval + engine.rng.random() * _finite(engine.policy.spread)
+        pause = max(engine.policy.health_interval, LEAST_PAUSE) + engine.rng.random() * _finite(engine.policy.spread)
         moment = min(engine.loop.time() + pause, self._expires)
         self.due = False
         if self._due_timer is not None:  # checked before its time, because another check had failed
