@@ -182,6 +182,20 @@ def test_a_cancellation_that_comes_too_late_is_not_taken_for_a_swallowed_one():
     assert [one.in_time for one in report.tried] == [False]
 
 
+@WAYS
+def test_a_time_limit_of_the_operation_s_own_is_not_taken_for_a_cancellation_that_it_swallows(by):
+    async def operation():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await asyncio.sleep(2)
+        await asyncio.sleep(1)
+
+    async def scene(attempt):
+        await attempt.cancel(operation())
+
+    assert at_every_await(scene, by=by).points == 2
+
+
 def test_an_operation_may_be_allowed_to_finish_what_it_has_begun():
     async def operation():
         try:

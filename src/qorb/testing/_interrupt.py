@@ -215,6 +215,7 @@ class Interruption(Generic[T]):
 
     def _fire(self) -> None:
         if self._interrupt is not None:
+            self._watched.interrupted()
             self._in_time = self._attempt.in_time = self._interrupt()
 
 
@@ -262,15 +263,23 @@ class _Watched(Generator[Any, Any, T]):
     def __init__(self, operation: Awaitable[T], suspended: Callable[[asyncio.Future[object] | None], None]) -> None:
         self.awaited = operation.__await__()
         self.was_cancelled = False
+        """It was cancelled since it was interrupted."""
         self._suspended = suspended
+        self._task: asyncio.Task[Any] | None = None
+        """What it runs in: the task that is interrupted, or one that was started round it."""
+        self._cancelled_before = 0
+        """How many cancellations of that task were under way already when it was interrupted."""
 
     def __await__(self) -> _Watched[T]:
         return self
 
+    def interrupted(self) -> None:
+        """Be told that it is interrupted now: what a time limit of its own has cancelled says nothing of that."""
+        self.was_cancelled = False
+        self._cancelled_before = self._task.cancelling() if self._task is not None else 0
+
     def send(self, value: object) -> object:
-        waits_for = self.awaited.send(value)
-        self._suspended(waits_for)
-        return waits_for
+        return self._pass_on(self.awaited.send, value)
 
     def close(self) -> None:
         """End the operation if it never began, so that nobody complains that it was not awaited."""
@@ -283,8 +292,15 @@ class _Watched(Generator[Any, Any, T]):
         if isinstance(error, asyncio.CancelledError):
             # One that comes without Task.cancel() is the operation's own affair: it has cancelled what it waits for.
             task = asyncio.current_task()
-            self.was_cancelled = self.was_cancelled or (task is not None and task.cancelling() > 0)
-        waits_for = self.awaited.throw(error)
+            by_now = task.cancelling() if task is not None else 0
+            self.was_cancelled = self.was_cancelled or by_now > self._cancelled_before
+        return self._pass_on(self.awaited.throw, error)
+
+    def _pass_on(self, how: Callable[[Any], Any], what: object) -> object:
+        waits_for = how(what)
+        self._task = asyncio.current_task()
+        if self._task is not None:  # those of its own are over once it says so
+            self._cancelled_before = min(self._cancelled_before, self._task.cancelling())
         self._suspended(waits_for)
         return waits_for
 
