@@ -58,6 +58,8 @@ class Books:
         self._note = note
         self._serial = 0
         self.turn = 0
+        self.deafness = 0.0
+        """For so many seconds an on_acquire may go on after its time, as long as that is not healed."""
         self.lateness = 0.0
         """Seconds for which the loop was blocked or user code did not listen, all in all."""
         self.holding: dict[int, Visit] = {}
@@ -82,7 +84,8 @@ class Books:
     def arrive(self, client: str, timeout: float, waiting: int, counted: int) -> Visit:
         """Note that a claim is asked for."""
         self._serial += 1
-        visit = Visit(self._serial, client, timeout, self._loop.time(), self.turn, waiting, counted, self.lateness)
+        lateness = self.lateness - self.deafness
+        visit = Visit(self._serial, client, timeout, self._loop.time(), self.turn, waiting, counted, lateness)
         self.open_visits[visit] = None
         if self.situations is not None and waiting:
             own = any(other.client == client for other in self.holding.values())

@@ -308,6 +308,8 @@ class World:
         if verb == "deafen":
             self._deaf = max(self._deaf, how["seconds"])
             self.books.lateness += 1e3 * self.plan.unit
+            if how["operation"] in (None, "on_acquire"):
+                self.books.deafness = max(self.books.deafness, how["seconds"])
         getattr(service, verb)(**how)
 
     def _during(self, action: str, seconds: float, operation: str | None, backend: str | None, **how: Any) -> None:
@@ -343,6 +345,7 @@ class World:
     def _do_heal(self, backend: str | None) -> None:
         self.service.heal(backend)
         if backend is None:
+            self.books.deafness = 0.0
             observer = self.manners.of.get("observer")
             self.manners.of.clear()
             if observer is not None and self.plan.observer == "raising":
