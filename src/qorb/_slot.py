@@ -211,8 +211,7 @@ class Slot(Generic[C]):
     @property
     def stale(self) -> bool:
         """Whether the connection goes to an address that the backend has left."""
-        current = self.owner.backend
-        return self.backend.address != current.address or self.backend.server_name != current.server_name
+        return elsewhere(self.backend, self.owner.backend)
 
     def renew(self) -> None:
         """Close the idle connection and open another."""
@@ -485,6 +484,11 @@ class Slot(Generic[C]):
     def describe(self) -> str:
         """Say what is under way: the call, for how long, where it waits."""
         return f"{self.name}: {self.call.describe() if self.call is not None else _BETWEEN_CALLS[self.state]}"
+
+
+def elsewhere(one: Backend, other: Backend) -> bool:
+    """Whether connections to the one are none to the other."""
+    return (one.address, one.server_name) != (other.address, other.server_name)
 
 
 def _finite(seconds: float) -> float:

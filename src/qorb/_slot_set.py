@@ -9,7 +9,7 @@ from qorb import events
 from qorb._core.backoff import LEAST_PAUSE, Backoff
 from qorb._core.failures import FailureWindow
 from qorb._core.ranking import MAX_PENALTY, Ranked
-from qorb._slot import CHECKING, CLAIMED, CONNECTING, RECYCLING, TERMINATED, UNCLAIMED, Slot
+from qorb._slot import CHECKING, CLAIMED, CONNECTING, RECYCLING, TERMINATED, UNCLAIMED, Slot, elsewhere
 from qorb._tasks import logger
 from qorb.errors import BackendUnfitError, ConnectError, describe, presentable
 from qorb.stats import BackendStats
@@ -203,7 +203,7 @@ class SlotSet(Ranked, Generic[C]):
         self.engine.desk.claimed += self.claimed
         self.since = self.engine.loop.time()
         old, self.backend = self.backend, backend
-        if _elsewhere(old, backend):
+        if elsewhere(old, backend):
             self._start_over()
         for slot in self.slots:
             if slot.state is CLAIMED:
@@ -528,7 +528,7 @@ class SlotSet(Ranked, Generic[C]):
         old, self.backend = self.backend, backend
         if (old.priority, old.weight) != (backend.priority, backend.weight):
             self.engine.desk.rerank(self)
-        if _elsewhere(old, backend):
+        if elsewhere(old, backend):
             self._start_over()
             self._rearm_backoff_timer()
             for slot in tuple(self.slots):
@@ -635,11 +635,6 @@ class SlotSet(Ranked, Generic[C]):
             failures=self.failures.held(self.engine.loop.time()),
             last_error=self.last_error_text,
         )
-
-
-def _elsewhere(old: Backend, new: Backend) -> bool:
-    """Whether connections to the one are none to the other."""
-    return (old.address, old.server_name) != (new.address, new.server_name)
 
 
 def _known_idle(slot: Slot[Any]) -> bool:
