@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import math
+import sys
 import threading
 from itertools import accumulate, pairwise
 
@@ -13,6 +14,7 @@ import pytest
 
 from qorb import ClaimTimeoutError, Connector, Outcome, Policy, Pool, WrongLoopError
 from qorb._core.buckets import Buckets
+from qorb._engine import Engine
 from qorb.resolvers import FixedResolver
 from qorb.stats import Histogram, Timings
 from qorb.testing import FakeConnector, run, settle
@@ -325,6 +327,30 @@ def test_claims_do_not_count_backwards_for_another_thread_that_looks_as_a_backen
                 engine.departed_claims, engine.sets = departed, known
 
     run(main)
+
+
+def test_claims_count_once_for_another_thread_that_looks_as_the_pool_ends():
+    looks: list[int] = []
+
+    async def main():
+        async with opened(backends(2), max_slots=2) as watched:
+            await asyncio.gather(*(hold(watched.pool, 0.1) for _ in range(4)))
+
+            def look(frame, event, argument):
+                del event, argument
+                looks.append(watched.pool.stats().claims)
+                return look if frame.f_code is Engine.ended.__code__ else None
+
+            before = sys.gettrace()
+            sys.settrace(lambda frame, *_: look if frame.f_code is Engine.ended.__code__ else None)
+            try:
+                await watched.pool.terminate()
+            finally:
+                sys.settrace(before)
+
+    run(main)
+    assert len(looks) > 4
+    assert set(looks) == {4}
 
 
 def test_numbers_may_be_taken_from_another_thread_while_the_pool_works():
