@@ -34,6 +34,7 @@ ALONE: Mapping[str, Callable[[Effort], list[Figure]]] = {
     "deadlines": alone.deadlines,
     "observer": alone.observer,
     "timings": alone.timings,
+    "holders": alone.holders,
     "claim-object": alone.claim_object,
 }
 

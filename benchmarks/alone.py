@@ -11,7 +11,7 @@ from statistics import median
 from sys import getsizeof
 from time import perf_counter, process_time, thread_time
 
-from benchmarks.deleting import without_tests_for_observers, without_tests_for_timings
+from benchmarks.deleting import without_notes_of_holders, without_tests_for_observers, without_tests_for_timings
 from benchmarks.fakes import BadConnector, NoOpConnector, PreparingConnector, backends
 from benchmarks.measure import by_turns, ratio, sample
 from qorb import Backend, ClaimTimeoutError, Connector, Observer, Policy, Pool, PoolTerminatedError
@@ -124,6 +124,17 @@ def timings(effort: Effort) -> list[Figure]:
         Figure("what Pool.measure() adds to a claim that waits", waiting * 1e6, "µs"),
         *_recording(effort),
     ]
+
+
+def holders(effort: Effort) -> list[Figure]:
+    """Measure what it adds to a claim that explain() and the errors of claims can say who has it, and since when."""
+    contestants = {
+        "noted": partial(_claim, 3, 16, None, effort.claims),
+        "deleted": partial(_claim_with, without_notes_of_holders, effort.claims),
+    }
+    samples = by_turns(contestants, max(effort.rounds, 5))
+    added = median(noted - deleted for noted, deleted in zip(samples["noted"], samples["deleted"], strict=True))
+    return [Figure("what it adds to a claim that its holder is noted", added * 1e6, "µs", 0.3)]
 
 
 def _recording(effort: Effort) -> list[Figure]:
