@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import random
@@ -129,6 +130,19 @@ def test_d2_at_stale_limit_what_dns_no_longer_confirms_is_given_up():
             server.heals()
             await asyncio.sleep(11)
             assert len(seen.hosts) == 3
+
+    run(main)
+
+
+@pytest.mark.parametrize("stale_limit", [0.001, 1, 2, 5, 30, 60, 90])
+@pytest.mark.parametrize("latency", [0.01, 0.3])
+def test_d2_no_stale_limit_costs_a_backend_while_dns_answers(stale_limit, latency):
+    async def main():
+        server = FakeServer(latency).serves(THREE, ttl=300)
+        async with watching(Net(ns1=server), stale_limit=stale_limit) as seen:
+            await asyncio.sleep(400)
+            assert [len(hosts) for hosts in seen.all_hosts] == [3]
+            assert min(b - a for a, b in itertools.pairwise(server.times())) >= 1
 
     run(main)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _FAMILIES: dict[str, tuple[Kind, ...]] = {"any": ("A", "AAAA"), "ipv4": ("A",), "ipv6": ("AAAA",)}
 
+_LEAST_STALE = 2.0
+"""A shorter stale_limit is taken for this: rounds are a second apart, and a new answer must have time to come."""
 _LOOK_AT = 16
 """So many times as many addresses as may be used are looked at: every target may have the same ones."""
 
@@ -50,6 +52,7 @@ class Knowledge:
         self.service = service
         self._policy = policy
         self._most = most
+        self._stale_limit = max(policy.stale_limit, _LEAST_STALE)
         self._kinds = _FAMILIES[policy.family]
         self._srv = _Known()
         self._plain = default_port is not None
@@ -130,7 +133,7 @@ class Knowledge:
 
     def expire(self, now: float) -> bool:
         """Drop what has gone without a good answer for as long as stale_limit, and tell whether there was any."""
-        stale = [known for known in self._perishable() if known.since + self._policy.stale_limit <= now]
+        stale = [known for known in self._perishable() if known.since + self._stale_limit <= now]
         for known in stale:
             known.records = ()
         self._forget_other_targets()
@@ -138,7 +141,7 @@ class Knowledge:
 
     def stale_at(self) -> float:
         """Give when expire() has something to do; math.inf: never."""
-        return min((known.since + self._policy.stale_limit for known in self._perishable()), default=math.inf)
+        return min((known.since + self._stale_limit for known in self._perishable()), default=math.inf)
 
     def _perishable(self) -> list[_Known]:
         answered = list(self._known.values()) if self._plain else [self._srv, *self._known.values()]

@@ -325,12 +325,15 @@ class Round:
         self._consider(self._sibling(look_up))
 
     def _lifetime(self, ttl: float) -> float:
-        """Give after how many seconds to ask again: a little before the TTL has passed, or after query_interval."""
+        """Give after how many seconds to ask again: a little before the TTL has passed, or after query_interval.
+
+        And while there is time left before it gets stale: only a DNS that fails may let that come about.
+        """
         policy = self._policy
         lasts = (
             policy.ttl_override if policy.ttl_override is not None else min(max(ttl, policy.min_ttl), policy.max_ttl)
         )
-        return min(lasts - min(_LEAD, lasts / 10), policy.query_interval)
+        return min(lasts - min(_LEAD, lasts / 10), policy.query_interval, policy.stale_limit / 2)
 
 
 def _all_together(replies: dict[Server, Reply]) -> Reply:

@@ -42,7 +42,10 @@ class DnsPolicy:
     max_ttl: float = 3600.0
     """A longer TTL is taken for this."""
     stale_limit: float = math.inf
-    """How long the last good answer outlives a DNS that fails (RFC 8767)."""
+    """How long the last good answer outlives a DNS that fails (RFC 8767); less than 2 s are taken for 2 s.
+
+    When half of it has passed the answer is asked for again, whatever its TTL is.
+    """
     family: Literal["any", "ipv4", "ipv6"] = "any"
     """Which addresses are looked up."""
     max_backends: int = 256
