@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import random
+from collections import Counter
 
 import pytest
 
@@ -557,6 +558,59 @@ def test_a_failure_is_logged_once_a_minute_with_how_often_it_came(caplog):
     assert SERVFAIL.reason in lines[0]
     assert "10.0.0.1:53" in lines[0]
     assert "times since the last line" in lines[-1]
+
+
+async def come_and_go(server):
+    """A failure every other second, with a TTL of a second."""
+    while True:
+        server.breaks(SERVFAIL)
+        await asyncio.sleep(1.2)
+        server.heals()
+        await asyncio.sleep(1.2)
+
+
+async def come_by_turns(server):
+    """Another failure at every round."""
+    while True:
+        for fault in (SERVFAIL, REFUSED):
+            server.breaks(fault)
+            await asyncio.sleep(10)
+
+
+@pytest.mark.parametrize("failures", [come_and_go, come_by_turns])
+def test_failures_that_come_and_go_are_logged_once_a_minute_each(failures, caplog):
+    async def main():
+        server = FakeServer().serves(THREE, ttl=1)
+        async with watching(Net(ns1=server)):
+            await asyncio.sleep(0.5)
+            going = asyncio.create_task(failures(server))
+            await asyncio.sleep(290)
+            going.cancel()
+            await asyncio.wait([going])
+
+    with caplog.at_level(logging.WARNING, "qorb.dns"):
+        run(main)
+    lines = Counter(record.getMessage().partition(" (and")[0] for record in caplog.records)
+    assert len(lines) <= 3
+    assert 4 <= max(lines.values()) <= 5
+
+
+def test_servers_that_fail_in_another_order_are_not_another_failure(caplog):
+    async def main():
+        net = Net(ns1=FakeServer(latency=0.01), ns2=FakeServer(latency=0.02))
+        first, second = net.servers.values()
+        for server in (first, second):
+            server.breaks(SERVFAIL)
+        async with watching(net):
+            for _ in range(29):
+                await asyncio.sleep(10)
+                first.latency, second.latency = second.latency, first.latency
+
+    with caplog.at_level(logging.WARNING, "qorb.dns"):
+        run(main)
+    lines = [record.getMessage().partition(" (and")[0] for record in caplog.records]
+    assert 4 <= len(lines) <= 6
+    assert len(set(lines)) == 1
 
 
 def test_changes_are_logged(caplog):

@@ -31,9 +31,8 @@ class Journal:
         """Tell the log, and the publisher."""
         self._service = service
         self._publisher = publisher
-        self._last_text = ""
-        self._last_at = -math.inf
-        self._unlogged = 0
+        self._logged: dict[str, tuple[float, int]] = {}
+        """Of each failure: when it was logged last, and how often it came since; of the last minute at most."""
 
     def asked(self, server: Server, question: Question) -> None:
         """Tell of a query."""
@@ -82,7 +81,6 @@ class Journal:
     def round_is_over(self, missing: Sequence[tuple[Question, str]], now: float) -> None:
         """Tell to what there is no answer, or none newer."""
         if not missing:
-            self._last_text = ""
             return
         text = "; ".join(f"{question}: {reason}" for question, reason in missing[:_MAX_SHOWN])
         if len(missing) > _MAX_SHOWN:
@@ -91,12 +89,14 @@ class Journal:
 
     def _fail(self, error: ResolveError, text: str, now: float) -> None:
         self._publisher.failed(error)
-        if text == self._last_text and now < self._last_at + _REPEAT:
-            self._unlogged += 1
+        logged_at, unlogged = self._logged.get(text, (-math.inf, 0))
+        if now < logged_at + _REPEAT:
+            self._logged[text] = logged_at, unlogged + 1
             return
-        again = f" (and {self._unlogged} times since the last line)" if self._unlogged else ""
+        again = f" (and {unlogged} times since the last line)" if unlogged else ""
         logger.warning("%s: %s%s", self._service, text, again)
-        self._last_text, self._last_at, self._unlogged = text, now, 0
+        self._logged = {one: last for one, last in self._logged.items() if now < last[0] + _REPEAT}
+        self._logged[text] = now, 0
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -244,7 +244,8 @@ class Round:
         server = self._who_has_an_answer(look_up)
         if server is None:
             if len(look_up.replies) == len(self._clients) and not self._may_the_other_family_come(look_up):
-                self._settle(look_up, _all_together(look_up.replies), None)
+                replies = {one: look_up.replies[one] for one in self._clients}
+                self._settle(look_up, _all_together(replies), None)
         elif self._may_use(look_up, server):
             self._settle(look_up, look_up.replies[server], server)
         else:
@@ -337,7 +338,10 @@ class Round:
 
 
 def _all_together(replies: dict[Server, Reply]) -> Reply:
-    """Give what servers say together of which none has records: only those that answer have a vote."""
+    """Give what servers say together of which none has records: only those that answer have a vote.
+
+    In the order in which they are given, not that in which they came: the same failures are the same text.
+    """
     for reply in replies.values():
         if isinstance(reply, NoRecords):
             return reply
