@@ -32,6 +32,8 @@ _FIRST_TRY = 1.0
 """Seconds after which a query is sent again; c-ares doubles it from one try to the next."""
 _TRIES = 4
 MAX_CNAMES = 8
+_ENOSERVER = 26
+"""ARES_ENOSERVER, which pycares does not name: c-ares leaves out a server on an interface that there is not."""
 _WORDS = {
     pycares.errno.ARES_ESERVFAIL: "SERVFAIL: the server could not answer",
     pycares.errno.ARES_EREFUSED: "REFUSED: the server does not want to answer",
@@ -41,6 +43,7 @@ _WORDS = {
     pycares.errno.ARES_EBADNAME: "a name that cannot be asked for",
     pycares.errno.ARES_ETIMEOUT: "no answer",
     pycares.errno.ARES_ECONNREFUSED: "nobody listens there",
+    _ENOSERVER: "there is no such network interface",
 }
 
 
@@ -55,7 +58,7 @@ class AiodnsClient:
         flags = pycares.ARES_FLAG_EDNS | pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES
         try:
             self._resolver = aiodns.DNSResolver(
-                nameservers=[str(server)], loop=self._loop, timeout=_FIRST_TRY, tries=_TRIES, flags=flags
+                nameservers=[_written(server)], loop=self._loop, timeout=_FIRST_TRY, tries=_TRIES, flags=flags
             )
         except (pycares.AresError, OSError) as error:
             raise ResolveError(f"DNS server {server} cannot be asked: {describe(error)}") from error
@@ -164,6 +167,12 @@ def _begin_anew_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew_after_fork)
+
+
+def _written(server: Server) -> str:
+    """Write the address as c-ares wants it: the interface of a link-local one stands behind the port."""
+    host, percent, interface = server.host.partition("%")
+    return f"[{host}]:{server.port}%{interface}" if percent else str(server)
 
 
 def _is_of(datum: pycares.ARecordData | pycares.AAAARecordData, question: Question) -> bool:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
+import socket
+from pathlib import Path
+
 import pytest
 
 from qorb.resolvers import DnsPolicy, DnsResolver
-from qorb.resolvers.dns._values import Failed, NoRecords
+from qorb.resolvers.dns._aiodns import AiodnsClient
+from qorb.resolvers.dns._servers import read_servers
+from qorb.resolvers.dns._sifting import Sieve
+from qorb.resolvers.dns._values import Failed, NoRecords, Question
 from tests.conftest import RunReal
 from tests.resolvers.dns.real import wire
 from tests.resolvers.dns.real.faults import TARGETS
@@ -141,5 +149,50 @@ def test_a_plain_name_has_its_addresses_looked_up(faulty: ScriptedServer, run_re
     async def main() -> None:
         async with watching(DnsResolver("A.Good.Test.", [faulty.address], default_port=6379)) as seen:
             await seen.until_published({"a.good.test:6379": f"{TARGETS['a']}:6379"})
+
+    run_real(main)
+
+
+def link_local_address() -> str | None:
+    """One of this machine, with its interface."""
+    path = Path("/proc/net/if_inet6")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        digits, _, _, scope, _, interface = line.split()
+        if scope == "20":
+            return f"{ipaddress.IPv6Address(bytes.fromhex(digits))}%{interface}"
+    return None
+
+
+def test_a_link_local_server_is_asked_through_the_interface_that_is_named(run_real: RunReal) -> None:
+    address = link_local_address()
+    if address is None:
+        pytest.skip("this machine has no link-local address")
+    host, _, interface = address.partition("%")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
+            server.setblocking(False)
+            server.bind((host, 0, 0, socket.if_nametoindex(interface)))
+            place = f"[{address}]:{server.getsockname()[1]}"
+            async with watching(DnsResolver("_pg._tcp.example.test", [place])):
+                assert b"example" in await loop.sock_recv(server, 512)
+
+    run_real(main)
+
+
+def test_a_server_on_an_interface_that_there_is_not_is_told_and_costs_the_others_nothing(
+    faulty: ScriptedServer, run_real: RunReal
+) -> None:
+    async def main() -> None:
+        nameservers = ["fe80::1%absent0", faulty.address]
+        async with watching(DnsResolver("_pg._tcp.good.test", nameservers)) as seen:
+            await seen.until_published(found_in("good.test"))
+        client = AiodnsClient(read_servers(nameservers)[0], Sieve(b"", 1))
+        question = Question("good.test", "A")
+        asked = client.ask(question)
+        await asyncio.wait([asked])
+        assert await client.read(question, asked) == Failed("there is no such network interface")
+        await client.close()
 
     run_real(main)
