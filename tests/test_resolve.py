@@ -363,6 +363,22 @@ def test_servers_that_disagree_and_aliases_are_named():
     ]
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_server_that_was_not_heard_since_a_change_does_not_disagree(asked):
+    async def story():
+        told = Story()
+        told.round((A, ASKED, SRV), (B, ASKED, SRV), (A, TARGET, ADDRESS), (B, TARGET, ADDRESS))
+        other = Question("other.example", "A")
+        moved = Records((Srv(0, 1, 1, other.name),), 10.0, total=1)
+        late = [(B, ASKED, None), (B, other, None)] if asked else []
+        backend = Backend("other.example:1", "10.0.0.1", 1, other.name, 0, 1)
+        return told.round((A, ASKED, moved), (A, other, ADDRESS), *late, backends=[backend])
+
+    now = run(story)
+    assert not now.oddities
+    assert [(row.ttl, row.nameserver) for row in now.rows] == [(10.0, "10.0.0.53:53")]
+
+
 def test_failures_of_one_server_are_told_once():
     async def story():
         failed = Failed("SERVFAIL: the server could not answer")

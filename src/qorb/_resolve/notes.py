@@ -27,7 +27,7 @@ class Exchange:
     reply: Reply | None = None
     """None while there is none."""
     known: Records | NoRecords | None = None
-    """The latest reply, of whatever round, that says what there is."""
+    """The latest reply, of whatever round, that says what there is; None also if another has changed its own since."""
     seconds: float = 0.0
     """How long the reply took, or how long there was none when the round was over."""
 
@@ -90,7 +90,15 @@ class Notes(Journal):
         exchange = self.exchanges[question, server]
         exchange.reply, exchange.seconds = reply, seconds
         if isinstance(reply, Records | NoRecords):
+            if exchange.known is not None and _records(exchange.known) != _records(reply):
+                self._forget_what_others_said(question)
             exchange.known = reply
+
+    def _forget_what_others_said(self, question: Question) -> None:
+        """Drop what was said of it in former rounds: it has changed, and those who are not heard may know that, too."""
+        for (other, _), exchange in self.exchanges.items():
+            if other == question and not (exchange.round == self.rounds and exchange.reply is exchange.known):
+                exchange.known = None
 
     def changed(self, before: Sequence[Backend], after: Sequence[Backend]) -> None:
         """Leave it to publish()."""
@@ -117,3 +125,7 @@ class Notes(Journal):
     def _targets(self) -> set[str]:
         records = (one.known.records for one in self.exchanges.values() if isinstance(one.known, Records))
         return {record.target for found in records for record in found if isinstance(record, Srv)}
+
+
+def _records(reply: Records | NoRecords) -> frozenset[object]:
+    return frozenset(reply.records if isinstance(reply, Records) else ())
