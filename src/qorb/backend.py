@@ -73,11 +73,11 @@ def _check_host(name: str, host: object) -> None:
         return  # the texts of errors take longer to make than all the rest
     what = f"the host of backend {masked(name)}"
     if isinstance(host, str) and any(mark in host for mark in ("@", "/", " ")):
-        raise ValueError(f"{what} must be a host name or an IP address alone, not {_without_user(host)}")
+        raise ValueError(f"{what} must be a host name or an IP address alone, not {without_user(host)}")
     check_name(what, host)
 
 
-def _without_user(text: str) -> str:
+def without_user(text: str) -> str:
     """Give the text of a refused address, without what stands before an @: that may be a user with a password."""
     user, at, rest = text.rpartition("@")
     scheme, colon, user = user.rpartition("://")
@@ -88,7 +88,7 @@ def _without_user(text: str) -> str:
 def _check_integer(name: str, field: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         wanted = f"must be a whole number from {least} to {most}"
-        text = _without_user(value) if isinstance(value, str) else shown(value)
+        text = without_user(value) if isinstance(value, str) else shown(value)
         raise ValueError(f"the {field} of backend {masked(name)} {wanted}, not {text}")
 
 
@@ -96,9 +96,9 @@ def _split(text: str) -> tuple[str, int | None]:
     if not isinstance(text, str):
         raise ValueError(f"a backend's address must be a text such as '10.0.0.1:5432', not {_kind(text)}")  # noqa: TRY004 - one class of error for every unreadable address
     if "://" in text:
-        raise ValueError(f"{_without_user(text)} is a URL; write host:port")
+        raise ValueError(f"{without_user(text)} is a URL; write host:port")
     if "@" in text:
-        raise ValueError(f"{_without_user(text)} names a user; write host:port alone")
+        raise ValueError(f"{without_user(text)} names a user; write host:port alone")
     if not text.isprintable() or "/" in text or " " in text:
         raise ValueError(f"{shown(text)} is no address; write host:port alone")
     if text.startswith("["):
@@ -124,7 +124,7 @@ def _port(text: str, digits: str) -> int:
 def read_backends(backends: Iterable[str | tuple[str, int] | Backend]) -> tuple[Backend, ...]:
     """Turn what a user may write for a set of backends into Backends. A name given twice is a ValueError too."""
     if isinstance(backends, str):
-        raise ValueError(f"backends must be a list of addresses, not one text; write [{_without_user(backends)}]")  # noqa: TRY004 - one class of error for every unreadable address
+        raise ValueError(f"backends must be a list of addresses, not one text; write [{without_user(backends)}]")  # noqa: TRY004 - one class of error for every unreadable address
     if isinstance(backends, bytes) or not isinstance(backends, Iterable):
         raise ValueError(f"backends must be a list of addresses, not {_kind(backends)}; write ['10.0.0.1:5432']")  # noqa: TRY004 - as above
     read = tuple(_read(one) for one in backends)

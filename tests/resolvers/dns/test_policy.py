@@ -121,6 +121,19 @@ def test_a_service_that_is_no_name_is_refused(name):
         DnsResolver(name)
 
 
+@pytest.mark.parametrize("text", ["user:s3cret@db", "user:s3cret@db:5432", "pg://user:s3cret@db/x", "user:s3cret@/x"])
+def test_a_refusal_never_shows_a_password(text):
+    for refused in (
+        lambda: DnsResolver(text),
+        lambda: DnsResolver("db", [text]),
+        lambda: DnsResolver("db", text),
+        lambda: DnsPolicy(resolver_service=text),
+    ):
+        with pytest.raises(ValueError, match=r"\*\*\*@") as told:
+            refused()
+        assert "s3cret" not in str(told.value)
+
+
 @pytest.mark.parametrize("name", [None, 5, b"db"])
 def test_a_service_that_is_no_text_is_refused(name):
     with pytest.raises(ValueError, match="service must be a DNS name"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qorb.backend import without_user
 from qorb.errors import shown
 
 MAX_NAME = 253
@@ -18,7 +19,7 @@ def check_name(what: str, name: object) -> str:
     if not isinstance(name, str):
         raise ValueError(f"{what} must be a DNS name such as '_pg._tcp.example.com', not {shown(name)}")  # noqa: TRY004 - one class of error for every unusable name
     if "://" in name or "/" in name or "@" in name:
-        raise ValueError(f"{what} must be a DNS name alone, not a URL: {shown(name)}")
+        raise ValueError(f"{what} must be a DNS name alone, not a URL: {without_user(name)}")
     if ":" in name:
         raise ValueError(f"{what} must be a DNS name without a port: {shown(name)}")
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qorb.backend import without_user
 from qorb.errors import ResolveError, shown
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Server:
 def read_servers(nameservers: Sequence[str]) -> tuple[Server, ...]:
     """Read "127.0.0.1:5353", "[::1]:53", "10.0.0.2" and "::1". Raises ValueError for anything else, and for none."""
     if isinstance(nameservers, str):
-        raise ValueError(f"nameservers must be a list of addresses, not one text; write [{shown(nameservers)}]")  # noqa: TRY004 - one class of error for every unusable value
+        raise ValueError(f"nameservers must be a list of addresses, not one text; write [{without_user(nameservers)}]")  # noqa: TRY004 - one class of error for every unusable value
     servers = tuple(dict.fromkeys(_read(one) for one in nameservers))
     if not servers:
         raise ValueError("nameservers must name at least one DNS server; leave it out for the system's")
@@ -52,7 +53,7 @@ def _read(text: str) -> Server:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError(f"{shown(text)} is no DNS server; write an IPv6 address as '[::1]:53'")
+            raise ValueError(f"{without_user(text)} is no DNS server; write an IPv6 address as '[::1]:53'")
         port = rest[1:] if rest else port
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
@@ -60,11 +61,11 @@ def _read(text: str) -> Server:
         address = ipaddress.ip_address(host)
     except ValueError:
         raise ValueError(
-            f"{shown(text)} is no DNS server; it must be an IP address with or without a port, as '10.0.0.2:53': "
-            "a name would have to be looked up first"
+            f"{without_user(text)} is no DNS server; it must be an IP address with or without a port, as '10.0.0.2:53'"
+            ": a name would have to be looked up first"
         ) from None
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= _MAX_PORT):  # noqa: PLR2004 - digits of 65535
-        raise ValueError(f"{shown(text)} has no usable port; it must be a number from 1 to {_MAX_PORT}")
+        raise ValueError(f"{without_user(text)} has no usable port; it must be a number from 1 to {_MAX_PORT}")
     return Server(str(address), int(port), explicit=True)
 
 
