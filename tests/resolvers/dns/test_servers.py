@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from qorb.errors import ResolveError
-from qorb.resolvers import DnsResolver
+from qorb.resolvers import DnsPolicy, DnsResolver
 from qorb.resolvers.dns._servers import Server, SystemServers, read_servers
 from qorb.testing import run
 from tests.resolvers.dns.fakes import NXDOMAIN, SERVFAIL, SILENCE, SRV, FakeServer, Net, srv, watching
@@ -46,7 +46,7 @@ def test_what_is_no_server_is_refused(text):
         DnsResolver("db", [text])
 
 
-@pytest.mark.parametrize("nameservers", [[], "10.0.0.1", ()])
+@pytest.mark.parametrize("nameservers", [[], "10.0.0.1", (), 5432, DnsPolicy()])
 def test_a_list_that_names_no_server_is_refused(nameservers):
     with pytest.raises(ValueError, match="nameservers"):
         DnsResolver("db", nameservers)

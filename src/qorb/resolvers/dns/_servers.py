@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ def read_servers(nameservers: Sequence[str]) -> tuple[Server, ...]:
     """Read "127.0.0.1:5353", "[::1]:53", "10.0.0.2" and "::1". Raises ValueError for anything else, and for none."""
     if isinstance(nameservers, str):
         raise ValueError(f"nameservers must be a list of addresses, not one text; write [{without_user(nameservers)}]")  # noqa: TRY004 - one class of error for every unusable value
+    if not isinstance(nameservers, Iterable):
+        raise ValueError(f"nameservers must be a list of addresses, not {shown(nameservers)}; write ['10.0.0.2']")  # noqa: TRY004 - as above
     servers = tuple(dict.fromkeys(_read(one) for one in nameservers))
     if not servers:
         raise ValueError("nameservers must name at least one DNS server; leave it out for the system's")
