@@ -439,6 +439,12 @@ def test_others_have_their_turn_again_and_again_while_a_great_file_is_understood
     assert sum(1 for _ in _understand(text.encode(), settled=True).__await__()) >= 100
 
 
+@pytest.mark.parametrize("line", ["", "# nothing"])
+def test_others_have_their_turn_while_lines_that_say_nothing_are_passed_over(line):
+    text = f"{line}\n" * 10_000 + "10.0.0.1:5432"
+    assert sum(1 for _ in _understand(text.encode(), settled=True).__await__()) >= 100
+
+
 # In use.
 
 

@@ -219,6 +219,7 @@ def _backend_of(entry: object) -> Backend:
 async def _read_lines(content: str) -> tuple[Backend, ...]:
     backends: list[Backend] = []
     for number, line in enumerate(content.split("\n"), 1):
+        await _breathe(number)
         address = line.partition("#")[0].strip()
         if not address:
             continue
@@ -226,7 +227,6 @@ async def _read_lines(content: str) -> tuple[Backend, ...]:
             backends.append(Backend.parse(address))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
-        await _breathe(number)
     if not backends:
         raise ValueError("it names no backend; write [] to say that there are none")
     return tuple(backends)
