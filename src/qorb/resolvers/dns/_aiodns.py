@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
@@ -185,4 +186,9 @@ def _failure(error: aiodns.error.DNSError) -> Reply:
         return NoRecords("NXDOMAIN: there is no such name")
     if code == pycares.errno.ARES_ENODATA:
         return NoRecords("no records of this kind")
+    if code == pycares.errno.ARES_ECONNREFUSED:
+        try:
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+        except OSError as reason:  # to c-ares, a socket that cannot be had is a connection that is refused
+            return Failed(describe(reason))
     return Failed(_WORDS.get(code, str(text)))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
+import resource
 import socket
 import sys
 import time
@@ -20,7 +22,8 @@ from typing import Any
 import pycares
 
 from qorb import Backend
-from qorb.resolvers import DnsResolver
+from qorb.publishing import Publisher
+from qorb.resolvers import DnsPolicy, DnsResolver
 
 kept: list[Any] = []
 """What lives until the interpreter ends."""
@@ -125,6 +128,24 @@ def a_child_watches_itself() -> None:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     end(loop, task)
+
+
+def no_descriptors_are_left() -> None:
+    resolver = DnsResolver("example.test", ["127.0.0.1:1"], DnsPolicy(query_timeout=1), default_port=1)
+
+    async def main() -> None:
+        told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        publisher = Publisher(ignore).instead(ignore, lambda error: told.done() or told.set_result(str(error)))
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (os.dup(0), most))
+        task = asyncio.create_task(resolver.watch(publisher))
+        reason = await told
+        task.cancel()
+        await asyncio.wait([task])
+        assert "Too many open files" in reason, reason
+
+    logging.disable()  # aiodns says at length what it makes of it
+    asyncio.run(main())
 
 
 def watch_once() -> None:

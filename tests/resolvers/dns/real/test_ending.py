@@ -137,6 +137,14 @@ def test_a_dropped_watch_leaves_no_socket(silent: socket.socket, asyncio_log, ru
     ],
 )
 def test_nothing_is_said_and_nothing_hangs_when(program: str) -> None:
+    ends_well(program)
+
+
+def test_without_file_descriptors_the_reason_is_told() -> None:
+    ends_well("no_descriptors_are_left")
+
+
+def ends_well(program: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "tests.resolvers.dns.real.programs", program],
         cwd=ROOT,
