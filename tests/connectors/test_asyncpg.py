@@ -441,6 +441,19 @@ def test_an_exception_of_the_application_costs_no_connection(run_real, server, a
     run_real(main)
 
 
+def test_a_transaction_that_was_ended_behind_the_drivers_back_is_none_for_the_next_claim(run_real, server, application):
+    async def main():
+        async with pool_over([server], connector_for(application), max_slots=1) as pool:
+            async with pool.claim() as connection:
+                pid = connection.get_server_pid()
+                await connection.transaction().start()
+                await connection.execute("COMMIT")
+            async with pool.claim() as connection, connection.transaction():
+                assert connection.get_server_pid() == pid
+
+    run_real(main)
+
+
 def test_a_clean_claim_costs_no_round_trip(run_real, server, application):
     async def main():
         connector = connector_for(application, role="primary")

@@ -151,6 +151,30 @@ def test_a_reset_works_on_a_replica(run_real, pair, connector_for):
     run_real(main)
 
 
+def test_a_transaction_that_a_replica_refuses_to_begin_is_none_for_the_next_claim(run_real, pair, pool_of):
+    _, standby = pair
+
+    async def begin(pool, level):
+        async with pool.claim() as connection:
+            if isinstance(connection, asyncpg.Connection):
+                transaction = connection.transaction(isolation=level.name.lower())
+            else:
+                await connection.set_isolation_level(level)
+                transaction = connection.transaction()
+            async with transaction:
+                return await value(connection, "SELECT pg_backend_pid()")
+
+    async def main():
+        async with pool_of([standby], "replica", max_slots=1) as pool:
+            pid = await begin(pool, psycopg.IsolationLevel.REPEATABLE_READ)
+            for _ in range(2):
+                with pytest.raises((asyncpg.FeatureNotSupportedError, psycopg.errors.FeatureNotSupported)):
+                    await begin(pool, psycopg.IsolationLevel.SERIALIZABLE)
+                assert await begin(pool, psycopg.IsolationLevel.REPEATABLE_READ) == pid
+
+    run_real(main)
+
+
 def test_the_first_write_that_is_refused_takes_all_connections_to_a_demoted_primary_out_of_service(
     run_real, pair, demoted, pool_of
 ):

@@ -226,8 +226,10 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         known = self._known[connection]
         return (
             connection.is_in_transaction()
+            # A BEGIN failed, or the transaction was ended behind the driver's back: the next one would be a nested one.
+            or connection._top_xact is not None  # noqa: SLF001 - there is no public word for it
             or known.loop.awaits_an_answer
-            or _protocol(connection)._is_cancelling()  # noqa: SLF001 - there is no public word for it
+            or _protocol(connection)._is_cancelling()  # noqa: SLF001 - as above
             or bool(connection._listeners)  # noqa: SLF001 - as above
             or _callbacks(connection) != known.callbacks
             or (self._role.matters and self._may_have_lost_role(known, outcome))
