@@ -210,6 +210,25 @@ def test_an_isolation_level_ends_with_its_checkout(run_real, server, connector):
     run_real(main)
 
 
+def test_a_transaction_that_a_replica_refuses_to_begin_is_none_for_the_next_session(run_real, server, connector):
+    async def begin(engine, level):
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level=level)
+            return await pid(connection)
+
+    async def main(standby):
+        pool = make_pool(standby, connector)
+        engine = create_engine_over(pool)
+        async with pool:
+            first = await begin(engine, "READ COMMITTED")
+            with pytest.raises(exc.DBAPIError, match="serializable"):
+                await begin(engine, "SERIALIZABLE")
+            assert await begin(engine, "READ COMMITTED") == first
+
+    with PostgresServer("127.0.0.2", server.port, of=server) as standby:
+        run_real(lambda: main(standby))
+
+
 def test_a_clean_connection_goes_back_without_a_round_trip(run_real, server, connector):
     async def main():
         pool = make_pool(server, connector)

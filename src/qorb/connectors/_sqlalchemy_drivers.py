@@ -57,6 +57,17 @@ def has_transaction(driver: Any) -> bool:  # noqa: ANN401 - of either driver
     return bool(driver.is_in_transaction())
 
 
+def believes_in_transaction(driver: Any) -> bool:  # noqa: ANN401 - of either driver
+    """Whether asyncpg would take the next transaction for a nested one: also when none is open, but BEGIN failed."""
+    return getattr(driver, "_top_xact", None) is not None
+
+
+def forget_transaction(driver: Any) -> None:  # noqa: ANN401 - of either driver
+    """Have asyncpg believe in none; for when none is open."""
+    if believes_in_transaction(driver):
+        driver._top_xact = None  # noqa: SLF001 - there is no public word for it
+
+
 def listen(driver: Any, loop: DiallingLoop | None, farewell: Farewell) -> None:  # noqa: ANN401 - of either driver
     """Hear from now on when the server ends the session of a new connection."""
     if loop is not None:

@@ -11,8 +11,10 @@ from qorb.connectors._sockets import Dialler, checked_context
 from qorb.connectors._sqlalchemy import EnginePool, Entry
 from qorb.connectors._sqlalchemy_drivers import (
     DRIVERS,
+    believes_in_transaction,
     cut,
     failed_login,
+    forget_transaction,
     has_transaction,
     is_dead,
     listen,
@@ -194,14 +196,16 @@ class SqlAlchemyConnector(Connector[ConnectionPoolEntry]):
         await _ask("rolling back", self._dialect.do_rollback, entry)
         if has_transaction(entry.driver_connection):
             raise ConnectError("a transaction was begun behind SQLAlchemy's back and is open", entry.backend.name)
+        forget_transaction(entry.driver_connection)
 
     def needs_recycle(self, connection: ConnectionPoolEntry, outcome: Outcome) -> bool:
-        """Say whether a transaction is open, or the claim did not end cleanly; SQLAlchemy has reset the others.
+        """Say whether a transaction is open, or believed to be, or the claim did not end cleanly.
 
-        True as well for a subclass with an on_recycle of its own.
+        SQLAlchemy has reset the others. True as well for a subclass with an on_recycle of its own.
         """
         own = type(self).on_recycle is not SqlAlchemyConnector.on_recycle
-        return own or outcome is not Outcome.CLEAN or has_transaction(connection.driver_connection)
+        driver = connection.driver_connection
+        return own or outcome is not Outcome.CLEAN or has_transaction(driver) or believes_in_transaction(driver)
 
     def is_closed(self, connection: ConnectionPoolEntry) -> bool:
         """Say whether the connection is closed, or SQLAlchemy wants it not to be used again."""
