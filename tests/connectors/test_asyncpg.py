@@ -599,6 +599,26 @@ def test_a_setting_stays_for_the_next_claim_unless_it_is_always_reset(run_real, 
     run_real(lambda: main("always", "2MB"))
 
 
+@pytest.mark.parametrize("settings", [{}, {"role": "app"}])
+@pytest.mark.parametrize("statement", ["SET ROLE lonely", "SET SESSION AUTHORIZATION lonely"])
+def test_a_reset_gives_the_next_claim_the_role_that_the_settings_say(
+    run_real, server, application, statement, settings
+):
+    async def main():
+        connector = connector_for(application, reset="always", server_settings=settings)
+        async with pool_over([server], connector, max_slots=1) as pool:
+            async with pool.claim() as connection:
+                pid = connection.get_server_pid()
+                await connection.execute(statement)
+                assert await connection.fetchval("SELECT current_user") == "lonely"
+            async with pool.claim() as connection:
+                assert connection.get_server_pid() == pid
+                assert await connection.fetchval("SELECT current_user") == settings.get("role", "postgres")
+                assert await connection.fetchval("SELECT session_user") == "postgres"
+
+    run_real(main)
+
+
 # Ends.
 
 

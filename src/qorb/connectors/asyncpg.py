@@ -44,6 +44,8 @@ __all__ = ["AsyncpgConnector", "Reset", "Role"]
 
 _READ_ONLY = "25006"
 _TOO_MANY = "53300"
+_OWN_ROLE = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE;\n"
+"""What RESET ALL leaves out."""
 _OURS = {
     **dict.fromkeys(("host", "port", "dsn", "service"), "the backend says where to connect to"),
     **dict.fromkeys(("user", "password", "database", "ssl", "server_settings"), "it is a parameter of its own"),
@@ -79,8 +81,9 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
     role: which servers are wanted: "primary" accepts writes, "replica" does not, "any" is either.
     application_name, server_settings: settings of the sessions; a reset goes back to them.
     options: further arguments of asyncpg.connect(), such as command_timeout or statement_cache_size.
-    reset: "when needed" rolls back and resets the session (RESET ALL, UNLISTEN *, advisory locks, cursors) after a
-        claim that was cancelled, or left a transaction, a cancelled query, or a listener; what a claim has SET stays.
+    reset: "when needed" rolls back and resets the session (the role, RESET ALL, UNLISTEN *, advisory locks, cursors)
+        after a claim that was cancelled, or left a transaction, a cancelled query, or a listener; what a claim has SET
+        stays.
         "always" does it after every claim, which costs a round trip or two.
     on_connect, on_acquire: coroutine functions called with each new connection, and with each before a claim gets it.
         What they raise counts as a failure of the backend.
@@ -181,8 +184,10 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
             )
         if connection.is_in_transaction():
             await connection.execute("ROLLBACK")
-        connection._top_xact = None  # noqa: SLF001 - or reset() reports to the loop's exception handler what it rolls back
-        await connection.reset()
+        # As connection.reset() does it, which reports to the loop's exception handler what it has rolled back.
+        connection._top_xact = None  # noqa: SLF001 - as above
+        connection._listeners.clear()  # noqa: SLF001 - as above
+        await connection.execute(_OWN_ROLE + (connection.get_reset_query() or ""))
         for now, before in zip(_callbacks(connection), known.callbacks, strict=True):
             now.clear()
             now.update(before)
