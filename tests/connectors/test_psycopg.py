@@ -45,6 +45,13 @@ def server():
         yield server
 
 
+@pytest.fixture(scope="module")
+def patient_server():
+    """One that keeps transactions that are prepared."""
+    with PostgresServer(settings={"max_prepared_transactions": "2"}) as server:
+        yield server
+
+
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch):
     for name in ("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGSERVICE", "PGSSLMODE", "PGOPTIONS"):
@@ -603,6 +610,31 @@ def test_a_reset_takes_away_what_a_claim_has_left_in_its_session(run_real, serve
                 for _ in range(3):
                     await connection.execute("SELECT %s::int", [5])
                 assert await value(connection, "SELECT count(*) FROM pg_prepared_statements") > 0
+
+    run_real(main)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CLEAN, Outcome.ERROR])
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_two_phase_transaction_that_a_claim_has_left_is_not_in_the_way_of_the_next(
+    run_real, patient_server, outcome, prepared
+):
+    async def main():
+        async with pool_of(patient_server, as_superuser(autocommit=False)) as pool:
+            claim = await pool.claim()
+            first = pid(claim.connection)
+            await claim.connection.tpc_begin("left")
+            if prepared:
+                await claim.connection.tpc_prepare()
+            claim.release(outcome)
+            async with pool.claim() as connection:
+                assert pid(connection) == first
+                await connection.execute("SELECT 1")
+                await connection.commit()
+                assert [one.gtrid for one in await connection.tpc_recover()] == ["left"] * prepared
+                await connection.rollback()
+                if prepared:
+                    await connection.tpc_rollback("left")
 
     run_real(main)
 

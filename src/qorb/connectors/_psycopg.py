@@ -98,11 +98,16 @@ class PsycopgConnection(AsyncConnection[Row]):
             self._deferrable,
             self.row_factory,
             self.cursor_factory,
+            self._tpc,
         )
+
+    def leave_two_phase(self) -> None:
+        """Have psycopg know of no two-phase transaction: one that was prepared is kept by the server alone."""
+        self._tpc = None
 
     async def put_back(self) -> None:
         """Have the settings as they were when the connection was new. No I/O; needs a connection that is idle."""
-        autocommit, isolation, read_only, deferrable, rows, cursors = cast("Any", self.settled)
+        autocommit, isolation, read_only, deferrable, rows, cursors, _ = cast("Any", self.settled)
         if self.settings() != self.settled:
             await self.set_autocommit(autocommit)
             await self.set_isolation_level(isolation)

@@ -252,6 +252,7 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
         if connection.in_use or outcome is Outcome.LEAKED:
             why = "nobody released the claim" if outcome is Outcome.LEAKED else "a query or a pipeline is under way"
             raise ConnectError(f"{why}, so the connection is not used again", connection.backend)
+        connection.leave_two_phase()
         if connection.pgconn.transaction_status != IDLE:
             await self._roll_back(connection, outcome)
         await connection.put_back()
