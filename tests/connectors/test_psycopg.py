@@ -614,6 +614,25 @@ def test_a_reset_takes_away_what_a_claim_has_left_in_its_session(run_real, serve
     run_real(main)
 
 
+@pytest.mark.parametrize("way", ["reset", "unlistened"])
+def test_news_that_a_claim_did_not_take_does_not_reach_the_next(run_real, server, way):
+    async def main():
+        async with pool_of(server, as_superuser(reset="always" if way == "reset" else "when needed")) as pool:
+            async with pool.claim() as connection:
+                first = pid(connection)
+                await connection.execute("LISTEN news")
+                server.sql("NOTIFY news")
+                assert await asyncio.to_thread(select.select, [connection.fileno()], [], [], 10) != ([], [], [])
+                if way == "unlistened":
+                    await connection.execute("UNLISTEN news")
+            async with pool.claim() as connection:
+                assert pid(connection) == first
+                await connection.execute("LISTEN other")
+                assert [one async for one in connection.notifies(timeout=0)] == []
+
+    run_real(main)
+
+
 @pytest.mark.parametrize("outcome", [Outcome.CLEAN, Outcome.ERROR])
 @pytest.mark.parametrize("prepared", [True, False])
 def test_a_two_phase_transaction_that_a_claim_has_left_is_not_in_the_way_of_the_next(

@@ -114,6 +114,14 @@ class PsycopgConnection(AsyncConnection[Row]):
             await self.set_read_only(read_only)
             await self.set_deferrable(deferrable)
             self.row_factory, self.cursor_factory = rows, cursors
+
+    @property
+    def has_news(self) -> bool:
+        """Whether psycopg keeps notifications that nobody has taken."""
+        return bool(self._notifies_backlog)
+
+    def forget_news(self) -> None:
+        """Have it keep none."""
         if self._notifies_backlog:
             self._notifies_backlog.clear()
 

@@ -231,6 +231,7 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
             or connection.pgconn.transaction_status != IDLE
             or connection.in_use
             or connection.settings() != connection.settled
+            or connection.has_news
             or self._in_doubt(connection)
         )
 
@@ -260,6 +261,7 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
             await self._run(connection, "resetting the session", _RESET)
         if self._in_doubt(connection):
             await self._settle_doubt(connection)
+        connection.forget_news()  # those too that came with what was just asked
 
     async def _settle_doubt(self, connection: PsycopgConnection[R]) -> None:
         """Ask for the role what the session has not set for itself."""
