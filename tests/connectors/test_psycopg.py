@@ -614,6 +614,32 @@ def test_a_reset_takes_away_what_a_claim_has_left_in_its_session(run_real, serve
     run_real(main)
 
 
+def test_what_hears_for_one_claim_does_not_hear_for_the_next(run_real, server):
+    heard, noticed = [], []
+
+    async def on_connect(connection):
+        connection.add_notice_handler(lambda notice: noticed.append(notice.message_primary))
+
+    async def main():
+        async with pool_of(server, as_superuser(on_connect=on_connect)) as pool:
+            for _ in range(3):
+                async with pool.claim() as connection:
+                    first = pid(connection)
+                    connection.add_notice_handler(heard.append)
+                    connection.add_notify_handler(heard.append)
+                    connection.server_cursor_factory = None
+            async with pool.claim() as connection:
+                assert pid(connection) == first
+                assert connection.server_cursor_factory is not None
+                await connection.execute("LISTEN news")
+                await connection.execute("NOTIFY news")
+                await connection.execute("DO $$ BEGIN RAISE NOTICE 'hear'; END $$")
+                assert [one.channel async for one in connection.notifies(timeout=0)] == ["news"]
+        assert (heard, noticed) == ([], ["hear"])
+
+    run_real(main)
+
+
 @pytest.mark.parametrize("way", ["reset", "unlistened"])
 def test_news_that_a_claim_did_not_take_does_not_reach_the_next(run_real, server, way):
     async def main():

@@ -74,7 +74,7 @@ class PsycopgConnection(AsyncConnection[Row]):
         self.doubted: bool = False
         """The server has refused to write, which may be the transaction's doing or the server's."""
         self.settled: Settings = ()
-        """What settings() gave when the connection was new."""
+        """What settings() gave when the connection was new; see settle()."""
         self._pool = None  # psycopg's word for: it is not for its finalizer to complain
         self._keeper: RoleKeeper | None = None
         self._waits = 0
@@ -89,7 +89,7 @@ class PsycopgConnection(AsyncConnection[Row]):
         self._keeper = keeper
 
     def settings(self) -> Settings:
-        """What psycopg itself keeps of a claimer's wishes."""
+        """What psycopg itself keeps of a claimer's wishes; some of it may change under who holds it."""
         # Not by the properties of psycopg, which take longer: this is asked at every release.
         return (
             self._autocommit,
@@ -98,8 +98,16 @@ class PsycopgConnection(AsyncConnection[Row]):
             self._deferrable,
             self.row_factory,
             self.cursor_factory,
+            self.server_cursor_factory,
             self._tpc,
+            self._notice_handlers,
+            self._notify_handlers,
         )
+
+    def settle(self) -> None:
+        """Note the settings that put_back() goes back to."""
+        *settings, notices, notifies = self.settings()
+        self.settled = (*settings, [*cast("Any", notices)], [*cast("Any", notifies)])
 
     def leave_two_phase(self) -> None:
         """Have psycopg know of no two-phase transaction: one that was prepared is kept by the server alone."""
@@ -107,13 +115,14 @@ class PsycopgConnection(AsyncConnection[Row]):
 
     async def put_back(self) -> None:
         """Have the settings as they were when the connection was new. No I/O; needs a connection that is idle."""
-        autocommit, isolation, read_only, deferrable, rows, cursors, _ = cast("Any", self.settled)
+        autocommit, isolation, read_only, deferrable, *others = cast("Any", self.settled)
         if self.settings() != self.settled:
             await self.set_autocommit(autocommit)
             await self.set_isolation_level(isolation)
             await self.set_read_only(read_only)
             await self.set_deferrable(deferrable)
-            self.row_factory, self.cursor_factory = rows, cursors
+            self.row_factory, self.cursor_factory, self.server_cursor_factory, _, notices, notifies = others
+            self._notice_handlers[:], self._notify_handlers[:] = notices, notifies
 
     @property
     def has_news(self) -> bool:

@@ -180,7 +180,7 @@ class PsycopgConnector(Connector[PsycopgConnection[R]], Generic[R]):
             if connection.pgconn.transaction_status != IDLE:
                 raise ConnectError("on_connect has left a transaction open; it must commit what it does", backend.name)
             self._keeper.confirm(connection.backend, connection.proof)
-        connection.settled = connection.settings()
+        connection.settle()
 
     async def _prove(self, connection: PsycopgConnection[R]) -> None:
         """Ask the server whether it has the role. Raises BackendUnfitError, or ConnectError."""
