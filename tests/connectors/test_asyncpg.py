@@ -539,6 +539,52 @@ def test_a_query_under_way_when_its_claim_ends_costs_the_connection(run_real, se
     run_real(main)
 
 
+def test_a_copy_whose_last_rows_were_not_taken_holds_up_no_claim(run_real, server, application):
+    async def fail(_rows):
+        raise LookupError
+
+    async def main():
+        async with pool_over([server], connector_for(application), max_slots=1) as pool:
+            for _ in range(2):
+                with pytest.raises(LookupError):
+                    async with pool.claim(timeout=2) as connection:
+                        await connection.copy_from_query("SELECT 1", output=fail)
+            async with pool.claim(timeout=2) as connection:
+                with pytest.raises(LookupError):
+                    await connection.copy_from_query("SELECT 1", output=fail)
+                claim_ended = asyncio.get_running_loop().time()
+                await pool.connector.close(connection)
+                assert asyncio.get_running_loop().time() - claim_ended < 2
+
+    run_real(main)
+
+
+def test_a_copy_that_was_cancelled_in_the_middle_of_its_rows_is_not_handed_on(run_real, server, application):
+    async def take(_rows):
+        pass
+
+    async def main():
+        async with pool_over([server], connector_for(application), max_slots=1) as pool:
+            async with pool.claim() as connection:
+                query = "SELECT repeat('x', 1000) FROM generate_series(1, 20000)"
+                copying = asyncio.create_task(connection.copy_from_query(query, output=take))
+                await asyncio.sleep(0)
+                receive = connection._protocol.data_received
+
+                def cancel_as_rows_arrive(received):
+                    receive(received)
+                    copying.cancel()
+
+                connection._protocol.data_received = cancel_as_rows_arrive
+                connection._transport.set_protocol(connection._protocol)
+                with pytest.raises(asyncio.CancelledError):
+                    await copying
+            async with pool.claim(timeout=2) as connection:
+                assert await connection.fetchval("SELECT 1") == 1
+
+    run_real(main)
+
+
 def test_a_connection_whose_claim_was_lost_is_not_used_again(run_real, server, application):
     async def main():
         connector = connector_for(application)

@@ -38,6 +38,10 @@ class DiallingLoop:
         self._open: list[tuple[socket.socket, asyncio.Transport]] = []
         self._waiter: asyncio.Future[Any] | None = None
         self._overhearing = Overhearing()
+        self._is_cancelling: Callable[[], bool] = bool
+        self._rested = False
+        """The server had nothing left to answer when the last future was made."""
+        self._cancels = False
         self._error_listener: Callable[[BaseException], object] | None = None
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the loop has
@@ -56,6 +60,19 @@ class DiallingLoop:
         return self._waiter is not None and not self._waiter.done()
 
     @property
+    def is_in_answer(self) -> bool:
+        """Whether a query is under way, or may have been given up by the driver in the middle of its answer."""
+        return self._waiter is not None and (not self._waiter.done() or not self._overhearing.rests)
+
+    @property
+    def cancels_in_vain(self) -> bool:
+        """Whether the driver waits for the end of a query that was over when it began to cancel it: that never comes.
+
+        asyncpg does so when what it gives the last rows of a COPY to fails or is cancelled.
+        """
+        return self._cancels and self._rested and self._is_cancelling()
+
+    @property
     def is_closing(self) -> bool:
         """Whether the first connection has ended, or its server has said that it does; the driver hears of it later."""
         return not self._open or self._overhearing.farewell or self._open[0][1].is_closing()
@@ -63,6 +80,9 @@ class DiallingLoop:
     def create_future(self) -> asyncio.Future[Any]:
         """Make a future of the loop, and remember it."""
         self._waiter = future = self._loop.create_future()
+        self._cancels = self._is_cancelling()  # then the one before was made for that, and not for a query
+        if not self._cancels:
+            self._rested = self._overhearing.rests
         self._overhearing.asked()
         if self._error_listener is not None:
             future.add_done_callback(self._look_for_error)
@@ -72,6 +92,7 @@ class DiallingLoop:
         """Hear what the server says to a connection from now on, to know when it ends the session."""
         protocol, transport = connection._protocol, connection._transport  # noqa: SLF001 - there is no public word
         hear, receive = self._overhearing.hear, protocol.data_received
+        self._waiter, self._is_cancelling = None, protocol._is_cancelling  # noqa: SLF001 - as above
 
         def data_received(received: bytes) -> None:
             hear(received)

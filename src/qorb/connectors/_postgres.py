@@ -128,17 +128,17 @@ class Overhearing:
     def __init__(self) -> None:
         self.farewell = False
         """The server has ended the session."""
-        self._rests = False
+        self.rests = False
         """The last answer is complete, and what comes next begins with a message."""
 
     def asked(self) -> None:
         """Note that a query begins: what comes next is its answer."""
-        self._rests = False
+        self.rests = False
 
     def hear(self, received: bytes) -> None:
         """Take what has come, as it comes."""
         at, end = 0, len(received)
-        if not self._rests:
+        if not self.rests:
             at = received.rfind(_READY_FOR_QUERY)
             if at < 0:
                 return
@@ -147,7 +147,7 @@ class Overhearing:
             if kind == _ERROR:
                 self.farewell = True
             at += 1 + int.from_bytes(received[at + 1 : at + 5])
-        self._rests = at == end
+        self.rests = at == end
 
 
 def checked_reset(reset: Reset) -> Reset:

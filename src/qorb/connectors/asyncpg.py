@@ -177,11 +177,21 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
             raise ConnectError(
                 "the claim was lost without release, and somebody may still use the connection", known.backend
             )
+        if known.loop.cancels_in_vain:
+            raise ConnectError("a COPY was given up when it was over, which asyncpg does not bear", known.backend)
         await _protocol(connection)._wait_for_cancellation()  # noqa: SLF001 - as every query does
         if known.loop.awaits_an_answer:
             raise ConnectError(
                 "a query is still under way on the connection, though its claim has ended", known.backend
             )
+        try:
+            await self._reset(connection, known)
+        except asyncpg.InternalClientError as error:
+            self.abort(connection)  # the driver would wait for an answer, to a query that was not sent
+            raise ConnectError("a COPY was given up in the middle of its rows", known.backend) from error
+        await self.validate(connection)
+
+    async def _reset(self, connection: asyncpg.Connection, known: _Known) -> None:
         if connection.is_in_transaction():
             await connection.execute("ROLLBACK")
         # As connection.reset() does it, which reports to the loop's exception handler what it has rolled back.
@@ -191,7 +201,6 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         for now, before in zip(_callbacks(connection), known.callbacks, strict=True):
             now.clear()
             now.update(before)
-        await self.validate(connection)
 
     async def close(self, connection: asyncpg.Connection) -> None:
         """Say goodbye to the server, and wait until it has closed. When it is cancelled, it aborts.
@@ -199,7 +208,8 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
         A server that has ended the session is told nothing: asyncpg would connect again, to cancel what it believes to
         be under way.
         """
-        if self._known[connection].loop.is_closing:
+        loop = self._known[connection].loop
+        if loop.is_closing or loop.cancels_in_vain:
             self.abort(connection)
             return
         try:
@@ -233,7 +243,7 @@ class AsyncpgConnector(Connector["asyncpg.Connection"]):
             connection.is_in_transaction()
             # A BEGIN failed, or the transaction was ended behind the driver's back: the next one would be a nested one.
             or connection._top_xact is not None  # noqa: SLF001 - there is no public word for it
-            or known.loop.awaits_an_answer
+            or known.loop.is_in_answer
             or _protocol(connection)._is_cancelling()  # noqa: SLF001 - as above
             or bool(connection._listeners)  # noqa: SLF001 - as above
             or _callbacks(connection) != known.callbacks
