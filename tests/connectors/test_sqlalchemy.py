@@ -259,6 +259,28 @@ def test_a_claim_without_an_engine_gives_the_connection_of_the_driver_and_is_rol
     run_real(main)
 
 
+@pytest.mark.parametrize("driver", ["asyncpg"])
+def test_a_connection_on_which_a_copy_was_broken_off_is_not_handed_on(run_real, server, connector):
+    async def fail(_rows):
+        raise LookupError
+
+    async def copy(engine):
+        async with engine.connect() as connection:
+            raw = await connection.get_raw_connection()
+            await raw.driver_connection.copy_from_query("SELECT 1", output=fail)
+
+    async def main():
+        pool = make_pool(server, connector)
+        engine = create_engine_over(pool)
+        async with pool:
+            with pytest.raises(LookupError):
+                await copy(engine)
+            async with asyncio.timeout(2), engine.connect() as connection:
+                assert await pid(connection)
+
+    run_real(main)
+
+
 # Events.
 
 

@@ -77,9 +77,9 @@ def listen(driver: Any, loop: DiallingLoop | None, farewell: Farewell) -> None: 
 
 
 def is_dead(driver: Any, loop: DiallingLoop | None, farewell: Farewell) -> bool:  # noqa: ANN401 - of either driver
-    """Whether a connection of a driver is visibly closed, by either end."""
+    """Whether a connection of a driver is visibly closed, by either end, or cannot be used nor closed in order."""
     if loop is not None:
-        return loop.is_closing or bool(driver.is_closed())
+        return loop.is_closing or loop.cancels_in_vain or bool(driver.is_closed())
     return bool(driver.closed) or (not has_transaction(driver) and farewell.is_there(driver.pgconn))
 
 
