@@ -183,3 +183,16 @@ def test_a_change_of_priority_takes_effect_at_the_next_claim_and_reconnects_noth
             assert watched.connector.count["close"] == 0
 
     run(main)
+
+
+def test_a_change_of_weight_takes_effect_at_the_next_claim_and_is_not_overdone():
+    async def main():
+        a, b = backends(2)
+        resolver = ManualResolver([a, b])
+        async with opened(resolver, Bare(), spares_wanted=4, max_slots=4) as watched:
+            await load(watched, 1, 2000, 0.01)
+            resolver.set([a, replace(b, weight=3)])
+            await settle()
+            return await load(watched, 1, 400, 0.01)
+
+    assert run(main)["b1"] == pytest.approx(300, abs=3)

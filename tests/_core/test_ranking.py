@@ -211,6 +211,50 @@ def test_a_backend_that_was_offline_does_not_catch_up_on_what_it_missed():
     assert served(made, 300)["a"] == pytest.approx(100, abs=3)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 1), (1, 0)])
+def test_a_backend_whose_weight_changes_does_not_catch_up_either(before, after):
+    a, b = Backend("a", 4, weight=1), Backend("b", 4, weight=before)
+    made = ranking(a, b)
+    served(made, 6000)
+
+    made.remove(b)
+    made.add(b, 0, after)
+
+    weight = after or 0.1
+    assert served(made, 1100)["b"] == pytest.approx(1100 * weight / (1 + weight), abs=3)
+
+
+def test_a_newcomer_of_another_weight_does_not_catch_up_where_connections_were_handed_on():
+    a, b = Backend("a", 4), Backend("b", 4, weight=2)
+    made = ranking(a, b)
+    a.total_claims, b.total_claims = 5000, 10_000  # from one claim to the next, without a choice
+
+    made.add(Backend("new", 4), 0, 1)
+
+    assert served(made, 400)["new"] == pytest.approx(100, abs=3)
+
+
+def test_of_equals_a_newcomer_and_one_that_was_offline_do_not_stand_first_for_ever():
+    a, b, new = Backend("a", 8), Backend("b", 8), Backend("new", 8)
+    made = ranking(a, b)
+    served(made, 3000)
+    b.idle = 0
+    served(made, 9000)
+    b.idle = 8
+    made.improve(b)
+    made.back_online(b)
+    made.add(new, 0, 1)
+    before, rng, held = b.total_claims, Random(3), []
+
+    for _ in range(6000):
+        if len(held) == 4:
+            release(made, held.pop(rng.randrange(4)))
+        held.append(claim(made))
+
+    shares = [b.total_claims - before, new.total_claims]
+    assert shares == [pytest.approx(2000, rel=0.05)] * 2
+
+
 def test_the_order_among_equals_who_never_served_is_drawn():
     firsts = Counter()
     for seed in range(200):

@@ -416,7 +416,7 @@ class Laws:
                 require(id(slots) in ranked, f"{name} has idle connections and stands in no ring")
         for group in ranking.classes:
             members = [s for s in engine.sets.values() if s.lane is not None and s.lane.owner is group]
-            require(group.members == len(members), f"class {group.priority} counts {group.members} members")
+            require(set(group.members) == set(members), f"class {group.priority} has {len(group.members)} members")
             untried = sum(slots.untried and slots.connecting > 0 for slots in members)
             require(group.untried == untried, f"class {group.priority} counts {group.untried} untried, not {untried}")
         best = ranking.best

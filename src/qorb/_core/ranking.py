@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from bisect import insort
 from heapq import heapify, heappop, heappush, heapreplace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -162,11 +163,12 @@ class PriorityClass(Generic[R]):
         """Begin empty."""
         self.priority = priority
         self.lanes: dict[float, Lane[R]] = {}
-        self.members = 0
+        self.members: dict[R, None] = {}
+        """In the order in which they joined, or came back."""
         self.untried = 0
         """Backends in a first attempt that has not failed yet: while there are any, worse classes wait."""
         self.served = 0.0
-        """The claims served / weight of the backend that was chosen last."""
+        """The claims served / weight of the backend that was chosen last, as far as is known."""
         self._heap: list[tuple[tuple[float, float], int, int, Lane[R]]] = []
         self._serial = 0
 
@@ -203,6 +205,15 @@ class PriorityClass(Generic[R]):
             heapreplace(heap, self._entry(lane, now))
         return None
 
+    def note_served(self) -> None:
+        """Bring `served` up to date: nobody counts along in an only lane, or where one claim hands on to the next.
+
+        A few are enough, those who joined or came back last: they began where the others were.
+        """
+        for each in islice(reversed(self.members), _LOOK_BACK):
+            if each.lane is not None:
+                self.served = max(self.served, each.lane.served(each))
+
     def offer(self, lane: Lane[R]) -> None:
         """Put the lane's present score on the heap; needed whenever it may have become better."""
         if len(self.lanes) == 1:
@@ -237,8 +248,9 @@ class Ranking(Generic[R]):
     def add(self, ranked: R, priority: int, weight: int) -> None:
         """Let a backend take part."""
         group = self._class(priority)
-        group.members += 1
+        group.note_served()
         lane = group.lane(float(weight) if weight > 0 else _LEAST_WEIGHT)
+        group.members[ranked] = None
         ranked.lane = lane
         ranked.level = UNRANKED
         ranked.head_start = group.served * lane.weight - ranked.total_claims
@@ -254,7 +266,7 @@ class Ranking(Generic[R]):
         lane.drop(ranked)
         ranked.lane = None
         group = lane.owner
-        group.members -= 1
+        del group.members[ranked]
         if not group.members:
             self.classes.remove(group)
         self._find_best()
@@ -275,7 +287,11 @@ class Ranking(Generic[R]):
         """Note that the backend was offline: what it missed it does not catch up on."""
         lane = ranked.lane
         if lane is not None:
-            missed = lane.owner.served * lane.weight - ranked.total_claims
+            group = lane.owner
+            group.note_served()
+            del group.members[ranked]
+            group.members[ranked] = None
+            missed = group.served * lane.weight - ranked.total_claims
             ranked.head_start = max(ranked.head_start, missed)
 
     def choose(self) -> R | None:
