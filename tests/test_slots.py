@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,9 @@ from qorb.resolvers import ManualResolver
 from qorb.testing import FakeConnection, FakeConnector, run, settle
 from tests.pools import backends, hold, now, opened
 from tests.visits import Bare, busy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 A = backends(1)
 SLACK = 1e-6
@@ -719,6 +722,63 @@ def test_a_long_claim_is_logged_once_with_its_task_and_again_only_for_another_cl
     assert "'hog'" in caplog.records[0].message
     assert "'another'" in caplog.records[1].message
     assert "claimed at " in caplog.records[0].message  # where it was claimed: the loop is in debug mode
+
+
+class Acting(logging.Handler):
+    """A handler of the log that does something when there is a long claim, and raises when it is told to."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__(logging.WARNING)
+        self.act = act
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "is claimed for" in record.getMessage():
+            self.seen.append(record.getMessage())
+            self.act()
+
+
+@pytest.fixture
+def acting():
+    handlers: list[Acting] = []
+
+    def attach(act: Callable[[], object]) -> Acting:
+        handlers.append(Acting(act))
+        logging.getLogger("qorb").addHandler(handlers[-1])
+        return handlers[-1]
+
+    yield attach
+    for handler in handlers:
+        logging.getLogger("qorb").removeHandler(handler)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_log_handler_that_changes_the_backends_ends_no_looking_for_long_claims(acting, count):
+    async def main():
+        resolver = ManualResolver(backends(2))
+        async with opened(resolver, spares_wanted=4, max_slots=4, long_claim_warning=60) as watched:
+            handler = acting(lambda: resolver.set(backends(count)))
+            for _ in range(2):
+                await asyncio.gather(hold(watched.pool, 100), hold(watched.pool, 100))
+            assert len(handler.seen) == 4
+
+    run(main)
+
+
+def test_a_log_handler_that_raises_ends_no_looking_for_long_claims(acting):
+    def refuse() -> None:
+        raise RuntimeError("no space left for the log")
+
+    async def main():
+        errors: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+        async with opened(A, spares_wanted=1, max_slots=1, long_claim_warning=60) as watched:
+            handler = acting(refuse)
+            for _ in range(2):
+                await hold(watched.pool, 100)
+            assert len(handler.seen) == len(errors) == 2
+
+    run(main)
 
 
 def test_whoever_uses_the_whole_pool_is_named():

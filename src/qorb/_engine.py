@@ -622,17 +622,21 @@ class Engine(Generic[C]):
         now = self.loop.time()
         limit = self.policy.long_claim_warning
         next_look = now + limit
+        long: list[Slot[C]] = []
         for slots in self.sets.values():
             for slot in slots.slots:
                 if slot.state is not CLAIMED or slot.warned_since == slot.since:
                     continue
                 if slot.since + limit <= now:
-                    slot.warned_since = slot.since
-                    held = describe_holder(slot, now)
-                    logger.warning("pool %s: slot %d to %s is claimed for %s", self.name, slot.id, slot.backend, held)
+                    long.append(slot)
                 else:
                     next_look = min(next_look, slot.since + limit)
         self._long_claims_timer = self.timers.at(max(next_look, now + _LONG_CLAIMS_PAUSE), self._look_for_long_claims)
+        for slot in long:  # now that all have been looked at: a handler of the log may change them, or raise
+            if slot.state is CLAIMED and slot.since + limit <= now:
+                slot.warned_since = slot.since
+                held = describe_holder(slot, now)
+                logger.warning("pool %s: slot %d to %s is claimed for %s", self.name, slot.id, slot.backend, held)
 
     # The end.
 
