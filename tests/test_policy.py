@@ -188,3 +188,18 @@ def test_a_backoff_of_never_ends_with_the_pool(field):
             assert watched.pool.ledger().tasks
 
     run(main)
+
+
+@pytest.mark.parametrize("fields", [["min_connection_backoff", "max_connection_backoff"], ["spread"], DURATIONS])
+def test_a_backoff_of_never_is_capped_while_nothing_is_online(fields):
+    async def main():
+        connector = FakeConnector()
+        connector.refuse()
+        policy = dict.fromkeys(fields, math.inf)
+        async with opened(backends(2), connector, ready=False, **policy) as watched:
+            await asyncio.sleep(100)
+            connector.heal()
+            async with watched.pool.claim(timeout=5.1):
+                pass
+
+    run(main)

@@ -117,6 +117,16 @@ def test_never_is_never(how):
     assert pauses(made(**how), 3) == [math.inf] * 3
 
 
+@pytest.mark.parametrize("how", [{"least": math.inf, "most": math.inf}, {"spread": math.inf}])
+def test_never_is_cut_down_to_the_cap(how):
+    assert all(2.5 <= pause <= 5 + SPREAD for pause in pauses(made(**how), 30, 5.0))
+    backoff = made(**how)
+    backoff.failed(backoff.round, 100)
+    assert backoff.shorten(100, 5.0)
+    assert 102.5 <= backoff.not_before <= 105 + SPREAD
+    assert not backoff.shorten(100, 5.0)
+
+
 def test_a_longest_pause_of_never_doubles_without_end_and_without_overflow():
     backoff = made(most=math.inf)
     drawn = pauses(backoff, 3000)

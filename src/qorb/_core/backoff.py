@@ -60,7 +60,8 @@ class Backoff:
 
     def shorten(self, now: float, cap: float) -> bool:
         """Bring a pause that would last longer than `cap` down to one drawn under it; say whether that was needed."""
-        if self.not_before <= max(now + cap + self._spread, self._floor):
+        spread = self._spread if math.isfinite(self._spread) else 0.0
+        if self.not_before <= max(now + cap + spread, self._floor):
             return False
         self.not_before = max(now + self._draw(cap), self._floor)
         return True
@@ -71,10 +72,10 @@ class Backoff:
         return min(self._least * 2.0 ** min(self.steps - 1, _MAX_DOUBLINGS), self.longest) if self.steps else 0.0
 
     def _pause(self, cap: float) -> float:
-        return self._draw(min(self.pause, cap))
+        return self._draw(min(self.pause, cap) if math.isfinite(self._spread) else cap)
 
     def _draw(self, pause: float) -> float:
         if math.isinf(pause):
             return math.inf
-        spread = self._rng.random() * self._spread if math.isfinite(self._spread) else math.inf
+        spread = self._rng.random() * self._spread if math.isfinite(self._spread) else 0.0  # all of it is in the pause
         return self._rng.uniform(pause / 2, pause) + spread
