@@ -999,6 +999,29 @@ def test_claims_on_backends_that_are_leaving_may_be_more_than_the_limit():
     run(main)
 
 
+@pytest.mark.parametrize(
+    ("most", "held", "limit", "remedy"), [(3, 3, 4, "max_slots"), (2, 1, 3, "max_slots_per_backend")]
+)
+def test_claims_on_a_backend_that_is_leaving_count_among_those_that_there_can_be(most, held, limit, remedy):
+    async def main():
+        async with opened(ONE, spares_wanted=3, max_slots=4, max_slots_per_backend=most) as watched:
+            claims = await watched.claims(held)
+            watched.resolver.set(backends(2)[1:])
+            claims += [await watched.pool.claim(timeout=1) for _ in range(limit - held)]
+            explained = watched.pool.explain()
+            with pytest.raises(
+                AllClaimsUsedError, match=f"{limit} of at most {limit} connections are in use"
+            ) as caught:
+                await watched.pool.claim(timeout=1)
+            assert f"raise {remedy}." in str(caught.value)
+            assert caught.value.limit == explained.plan.limit == limit
+            assert verdict(explained).startswith(f"all {limit} connections are in use")
+            for claim in claims:
+                claim.release()
+
+    run(main)
+
+
 def test_a_task_of_the_library_itself_stands_in_the_library():
     async def main():
         connector = FakeConnector()

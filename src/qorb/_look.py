@@ -57,7 +57,10 @@ class Look:
         self.held = held_by_task(self.claimed)
         self.preparing = {slot: call for call, slot in tuple(engine.desk.acquiring.items())}
         policy = engine.policy
-        self.limit = min(policy.max_slots, policy.max_slots_per_backend * len(engine.backends))
+        reach = policy.max_slots_per_backend * len(engine.backends)
+        if reach:  # besides, those who leave keep what is out; with nobody but them there is nothing to be had
+            reach += sum([slots.claimed for slots in self.sets if slots.leaving])
+        self.limit = min(policy.max_slots, reach)
         line = engine.desk.line
         self.waiting = line.waiting
         self.front = tuple(islice(line, _WAITERS_LOOKED_AT if self.held else _WAITERS_NAMED)) if line.waiting else ()
