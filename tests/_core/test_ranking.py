@@ -277,6 +277,40 @@ def test_many_changes_cost_no_memory():
     assert len(made.classes[0]._heap) < 50
 
 
+def test_weights_that_change_for_ever_cost_no_memory():
+    a, b = Backend("a", 4), Backend("b", 4)
+    made = ranking(a, b)
+
+    for weight in range(1, 5000):
+        made.remove(b)
+        made.add(b, 0, weight)
+        release(made, claim(made))
+
+    (group,) = made.classes
+    assert set(group.lanes) == {1.0, 4999.0}
+    assert len(group._heap) <= 9
+
+
+def test_weights_that_are_alike_again_are_one_lane_as_before():
+    a, b = Backend("a", 4), Backend("b", 4)
+    made = ranking(a, b)
+    only = made.best
+    served(made, 50)
+    made.remove(b)
+    made.add(b, 0, 2)
+    assert made.best is None
+    served(made, 30)
+
+    made.remove(b)
+    made.add(b, 0, 1)
+
+    assert made.best is only
+    assert served(made, 100) == {"a": 50, "b": 50}
+    made.remove(a)
+    made.add(a, 0, 3)
+    assert served(made, 400)["a"] == pytest.approx(300, abs=3)
+
+
 def test_many_changes_between_two_claims_cost_no_memory_and_no_order():
     a, b = Backend("a", 4), Backend("b", 4, weight=2)
     made = ranking(a, b)

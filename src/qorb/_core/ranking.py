@@ -72,12 +72,13 @@ class Ring(Generic[R]):
 class Lane(Generic[R]):
     """Backends of one priority and one weight."""
 
-    __slots__ = ("low", "owner", "rings", "version", "weight")
+    __slots__ = ("low", "members", "owner", "rings", "version", "weight")
 
     def __init__(self, owner: PriorityClass[R], weight: float) -> None:
         """Begin empty."""
         self.owner = owner
         self.weight = weight
+        self.members = 0
         self.rings: list[Ring[R]] = [Ring(0)]
         self.low = self.rings[0]
         """The lowest ring that may have a member."""
@@ -185,6 +186,13 @@ class PriorityClass(Generic[R]):
                 self.offer(other)
         return lane
 
+    def forget(self, lane: Lane[R]) -> None:
+        """Let go of a lane without members: weights may change for ever, and an only lane needs no heap."""
+        del self.lanes[lane.weight]
+        lane.version = 0  # what is on the heap of it does not count
+        if len(self.lanes) == 1:
+            self._heap.clear()
+
     def first(self) -> R | None:
         """Give the backend to be served next; None when none has an idle connection."""
         if len(self.lanes) == 1:
@@ -251,6 +259,7 @@ class Ranking(Generic[R]):
         group.note_served()
         lane = group.lane(float(weight) if weight > 0 else _LEAST_WEIGHT)
         group.members[ranked] = None
+        lane.members += 1
         ranked.lane = lane
         ranked.level = UNRANKED
         ranked.head_start = group.served * lane.weight - ranked.total_claims
@@ -267,6 +276,9 @@ class Ranking(Generic[R]):
         ranked.lane = None
         group = lane.owner
         del group.members[ranked]
+        lane.members -= 1
+        if not lane.members:
+            group.forget(lane)
         if not group.members:
             self.classes.remove(group)
         self._find_best()
