@@ -132,6 +132,18 @@ def test_thousands_who_leave_cost_no_memory(kind):
     assert popped(line) == ["stays"]
 
 
+def test_thousands_who_leave_are_not_kept_alive_by_one_who_stays():
+    waiters = [other(n, 1000.0 + n) for n in range(5000)]
+    line = joined(common("stays", 1e6), *waiters)
+
+    for waiter in waiters:
+        line.leave(waiter)
+
+    assert names(line) == ["stays"]
+    assert len(line._heap) + len(line._others) < 100
+    assert line.next_deadline() == 1e6
+
+
 def test_thousands_who_are_served_leave_no_deadline_behind():
     line: Line[Waiter] = Line()
     for i in range(5000):

@@ -138,8 +138,7 @@ class Line(Generic[P]):
             return
         heap = self._heap
         if len(heap) > _SWEEP_FROM and len(heap) > 2 * self.waiting:
-            heap[:] = [entry for entry in heap if entry[2].in_line]
-            heapify(heap)
+            self._sweep_deadlines()
         self._noted += 1
         heappush(heap, (place.deadline, self._noted, place))
 
@@ -158,5 +157,9 @@ class Line(Generic[P]):
         self._common = deque(place for place in self._common if place.in_line)
         self._others = deque(place for place in self._others if place.in_line)
         self._crossed_out = 0
-        if not self.waiting:
-            self._heap.clear()
+        self._sweep_deadlines()
+
+    def _sweep_deadlines(self) -> None:
+        heap = self._heap
+        heap[:] = [entry for entry in heap if entry[2].in_line]
+        heapify(heap)
