@@ -164,8 +164,8 @@ class PriorityClass(Generic[R]):
         """Begin empty."""
         self.priority = priority
         self.lanes: dict[float, Lane[R]] = {}
-        self.members: dict[R, None] = {}
-        """In the order in which they joined, or came back."""
+        self.members: dict[R, Lane[R]] = {}
+        """In which lane each is; in the order in which they joined, or came back."""
         self.untried = 0
         """Backends in a first attempt that has not failed yet: while there are any, worse classes wait."""
         self.served = 0.0
@@ -218,9 +218,8 @@ class PriorityClass(Generic[R]):
 
         A few are enough, those who joined or came back last: they began where the others were.
         """
-        for each in islice(reversed(self.members), _LOOK_BACK):
-            if each.lane is not None:
-                self.served = max(self.served, each.lane.served(each))
+        for each, lane in islice(reversed(self.members.items()), _LOOK_BACK):
+            self.served = max(self.served, lane.served(each))
 
     def offer(self, lane: Lane[R]) -> None:
         """Put the lane's present score on the heap; needed whenever it may have become better."""
@@ -258,7 +257,7 @@ class Ranking(Generic[R]):
         group = self._class(priority)
         group.note_served()
         lane = group.lane(float(weight) if weight > 0 else _LEAST_WEIGHT)
-        group.members[ranked] = None
+        group.members[ranked] = lane
         lane.members += 1
         ranked.lane = lane
         ranked.level = UNRANKED
@@ -302,7 +301,7 @@ class Ranking(Generic[R]):
             group = lane.owner
             group.note_served()
             del group.members[ranked]
-            group.members[ranked] = None
+            group.members[ranked] = lane
             missed = group.served * lane.weight - ranked.total_claims
             ranked.head_start = max(ranked.head_start, missed)
 
