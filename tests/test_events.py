@@ -15,7 +15,7 @@ from qorb.publishing import publisher_of
 from qorb.resolvers import FixedResolver, ManualResolver
 from qorb.testing import FakeConnection, FakeConnector, run, settle
 from tests.phases import PHASES, Stage, play
-from tests.pools import backends, hold, opened
+from tests.pools import Watched, backends, hold, opened
 
 KINDS = {
     "ClaimStart": {"claim_id"},
@@ -229,6 +229,12 @@ def test_an_observer_that_raises_is_reported_once_and_harms_nothing(error, caplo
     assert str(error) in caplog.text
 
 
+def tell(observe: Callable[[events.Event], None], watched: Watched) -> None:
+    """Let somebody else observe from now on."""
+    assert watched.pool._engine is not None
+    watched.pool._engine.observer = observe
+
+
 IN_TURN = [events.PoolClaimStart, events.SlotSetClaimStart, events.SlotSetClaimDone, events.HandleClaimed]
 
 
@@ -252,7 +258,7 @@ def test_an_observer_may_cancel_the_claim_whose_turn_it_is_told_of(connector, ki
                 if isinstance(event, kind):
                     waiting[0].cancel()
 
-            watched.pool._engine.observer = observe  # type: ignore[union-attr]
+            tell(observe, watched)
             held.release()
             await asyncio.wait(waiting)
             assert [task.cancelled() for task in waiting] == [True, False]
@@ -276,7 +282,7 @@ def test_an_observer_may_end_a_claim_when_it_is_told_of_the_turn_of_another(conn
                 if isinstance(event, kind) and ends:
                     getattr(ends.pop(), way)()
 
-            watched.pool._engine.observer = observe  # type: ignore[union-attr]
+            tell(observe, watched)
             held[0].release()
             await asyncio.wait(served, timeout=30)
             assert [task.done() and task.exception() for task in served] == [None] * 3
@@ -296,7 +302,7 @@ def test_an_observer_may_give_back_what_a_claim_that_finds_nothing_is_in_need_of
                 if isinstance(event, kind) and kept:
                     kept.pop().release()
 
-            watched.pool._engine.observer = observe  # type: ignore[union-attr]
+            tell(observe, watched)
             async with watched.pool.claim(timeout=0.1):
                 pass
 
@@ -318,7 +324,7 @@ def test_an_observer_may_end_the_claim_that_the_end_of_the_pool_takes_or_leaves(
                     ended.append(claim)
                     getattr(claim, way)()
 
-            watched.pool._engine.observer = observe  # type: ignore[union-attr]
+            tell(observe, watched)
             await watched.pool.terminate(grace=0, held=held)
             assert len(ended) == 2
             assert watched.pool.ledger().empty

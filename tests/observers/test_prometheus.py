@@ -156,6 +156,11 @@ def test_no_pool_gets_for_its_number_what_another_is_called(names):
     assert sorted(told) == [f'qorb_claims_total{{pool="{name}"}} 0' for name in ("a", "a#2", "a#3")]
 
 
+def test_a_pool_that_is_given_twice_is_one():
+    pool = Pool("a", FixedResolver(backends(1)), FakeConnector())
+    assert exposition([pool, pool]) == exposition([pool])
+
+
 def test_a_collector_gives_each_pool_the_same_name_for_as_long_as_it_lives():
     pools = [Pool("a", FixedResolver(backends(1)), FakeConnector(), Policy(max_slots=most)) for most in (1, 2)]
     registry = CollectorRegistry()

@@ -28,6 +28,8 @@ class Backoff:
 
     def __init__(self, least: float, most: float, spread: float, rng: Random) -> None:
         """Take the first pause, the longest one and the random part, in seconds."""
+        if math.isinf(spread):  # as endless as by the other two: only a cap ends such pauses
+            least, most, spread = math.inf, math.inf, 0.0
         self._least = least
         self.longest = most
         self._spread = spread
@@ -60,8 +62,7 @@ class Backoff:
 
     def shorten(self, now: float, cap: float) -> bool:
         """Bring a pause that would last longer than `cap` down to one drawn under it; say whether that was needed."""
-        spread = self._spread if math.isfinite(self._spread) else 0.0
-        if self.not_before <= max(now + cap + spread, self._floor):
+        if self.not_before <= max(now + cap + self._spread, self._floor):
             return False
         self.not_before = max(now + self._draw(cap), self._floor)
         return True
@@ -72,10 +73,10 @@ class Backoff:
         return min(self._least * 2.0 ** min(self.steps - 1, _MAX_DOUBLINGS), self.longest) if self.steps else 0.0
 
     def _pause(self, cap: float) -> float:
-        return self._draw(min(self.pause, cap) if math.isfinite(self._spread) else cap)
+        return self._draw(min(self.pause, cap))
 
     def _draw(self, pause: float) -> float:
         if math.isinf(pause):
             return math.inf
-        spread = self._rng.random() * self._spread if math.isfinite(self._spread) else 0.0  # all of it is in the pause
+        spread = self._rng.random() * self._spread
         return self._rng.uniform(pause / 2, pause) + spread

@@ -39,6 +39,7 @@ class DiallingLoop:
         self._waiter: asyncio.Future[Any] | None = None
         self._overhearing = Overhearing()
         self._is_cancelling: Callable[[], bool] = bool
+        """The driver's own word; False until there is a driver."""
         self._rested = False
         """The server had nothing left to answer when the last future was made."""
         self._cancels = False

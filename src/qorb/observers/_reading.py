@@ -31,26 +31,21 @@ class Reading:
 
 
 def read(pools: Iterable[Pool[Any]], names: MutableMapping[Pool[Any], str] | None = None) -> Iterator[Reading]:
-    """Read the pools, in this order; any thread may. One that another process started, before a fork, is left out.
+    """Read the pools, each once, in this order; any thread may. One that was started before a fork is left out.
 
     `names`: those that pools were read under before, and keep; what is new is added.
     """
     names = {} if names is None else names
     found: list[tuple[Pool[Any], PoolStats, Timings | None]] = []
-    for pool in pools:
+    for pool in dict.fromkeys(pools):
         with contextlib.suppress(PoolForkedError):
             found.append((pool, pool.stats(), pool.timings()))
     own = {pool.name for pool, _, _ in found}
     taken = {names[pool] for pool, _, _ in found if pool in names}
-    seen: set[Pool[Any]] = set()
     for pool, stats, timings in found:
-        name = names.get(pool) if pool not in seen else None
-        if name is None:
-            name = _free_name(pool.name, taken, own)
-            taken.add(name)
-            names.setdefault(pool, name)
-        seen.add(pool)
-        yield Reading(pool, name, pool.policy, stats, timings)
+        if pool not in names:
+            taken.add(names.setdefault(pool, _free_name(pool.name, taken, own)))  # another thread may read, too
+        yield Reading(pool, names[pool], pool.policy, stats, timings)
 
 
 def _free_name(name: str, taken: set[str], own: set[str]) -> str:
