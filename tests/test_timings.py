@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 import pytest
 
 from qorb import ClaimTimeoutError, Connector, Outcome, Policy, Pool, WrongLoopError
-from qorb._core.buckets import Buckets
+from qorb._core.buckets import FULL
 from qorb._engine import Engine
 from qorb.resolvers import FixedResolver
 from qorb.stats import Histogram, Timings
@@ -283,27 +283,53 @@ def test_the_times_agree_with_the_numbers_under_load():
 
 
 @pytest.mark.parametrize("observed", [False, True])
-def test_no_bucket_counts_backwards_for_another_thread_that_looks_as_a_wait_is_counted(observed):
-    """Python lets another thread run where a function is called."""
+@pytest.mark.parametrize("kind", [FakeConnector, ShortWay])
+def test_no_bucket_counts_backwards_for_another_thread_that_looks_as_a_wait_is_counted(kind, observed):
+    """Python lets another thread run when a function has been called."""
     looks: list[Timings] = []
 
     async def main(watched):
         timing = watched.pool._engine.desk.timing
 
-        class Looked(Buckets):
-            def add(self, seconds: float) -> None:
+        class Looked(list):
+            def append(self, seconds: float) -> None:
+                super().append(seconds)
                 looks.append(watched.pool.timings())
-                super().add(seconds)
 
-        timing.wait = Looked(BOUNDS)
+        timing.waits = timing.wait.fresh = Looked()
         await three_claims(watched)
         looks.append(watched.pool.timings())
 
-    measured(main, observed=observed)
+    measured(main, kind(latency=0), observed)
     counted = [tuple(accumulate(look.wait.counts)) for look in looks]
+    assert len(counted) > 2  # one for each that has waited, and the last
     assert counted[-1] == (1, 1, 1, 2, 3, 3)
     for before, after in pairwise(counted):
         assert all(one <= other for one, other in zip(before, after, strict=True)), (before, after)
+
+
+@pytest.mark.parametrize("kind", [FakeConnector, ShortWay])
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_times_that_are_sorted_in_meanwhile_all_count(kind, seconds):
+    """The second of two tasks waits for the first, or finds the connection that it gave back."""
+    rounds = FULL
+
+    async def main(watched):
+        pool, timing = watched.pool, watched.pool._engine.desk.timing
+
+        async def client() -> None:
+            for _ in range(rounds):
+                await hold(pool, seconds)
+                assert len(timing.waits) < FULL
+                assert len(timing.uses) < FULL
+
+        await pool.ready()
+        await asyncio.gather(client(), client())
+
+    timings = measured(main, kind(latency=0))
+    assert timings.wait.total == timings.use.total == 2 * rounds
+    assert timings.use.counts == buckets_of(*[seconds] * 2 * rounds)
+    assert timings.use.sum == pytest.approx(2 * rounds * seconds)
 
 
 def test_claims_do_not_count_backwards_for_another_thread_that_looks_as_a_backend_goes():
@@ -364,19 +390,23 @@ def test_numbers_may_be_taken_from_another_thread_while_the_pool_works():
 
             def look() -> None:
                 try:
+                    before = pool.timings().wait.total
                     while not done.is_set():
-                        assert pool.timings().wait.total >= 0
+                        assert before <= (before := pool.timings().wait.total)
                         assert set(pool.stats().backends) == {"b0", "b1", "b2"}
                 except BaseException as error:  # noqa: BLE001 - it is looked at in the other thread
                     failed.append(error)
 
             await asyncio.sleep(1)
             thread = threading.Thread(target=look)
+            interval = sys.getswitchinterval()
+            sys.setswitchinterval(1e-5)  # of 5 ms: the two get in each other's way at many more points
             thread.start()
             try:
                 for _ in range(1000):
                     await hold(pool, 0)
             finally:
+                sys.setswitchinterval(interval)
                 done.set()
                 thread.join()
         assert failed == []

@@ -191,8 +191,9 @@ class Desk(Generic[C]):
                 self.at_home(engine.emit, events.ClaimFailed(engine.name, attempt.id, wait, describe(error)))
             raise
         if self.timing is not None:
-            self.timing.wait.add(self.clock() - attempt.started)
-        slot.owner.total_claims += 1  # next to the bucket: in no other thread is there one without the other
+            self.timing.waited(slot.owner, self.clock() - attempt.started)
+        else:
+            slot.owner.total_claims += 1
         if engine.observer is not None:
             engine.emit(events.ClaimDone(engine.name, attempt.id, slot.id, self.clock() - attempt.started))
             if slot.detached:  # on its way here

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from qorb._core.buckets import Buckets
+from qorb._core.buckets import FULL, Buckets
 from qorb.errors import kind_of, shown
 from qorb.stats import Histogram, Timings
 
@@ -35,10 +35,16 @@ def checked_bounds(bounds: Iterable[float]) -> tuple[float, ...]:
     return tuple(checked)
 
 
+class Claimed(Protocol):
+    """What counts the claims that it got."""
+
+    total_claims: int
+
+
 class Timing:
     """The times of one pool."""
 
-    __slots__ = ("bounds", "claims_before", "connect", "use", "wait")
+    __slots__ = ("bounds", "claims_before", "connect", "use", "uses", "wait", "waits")
 
     def __init__(self, bounds: tuple[float, ...], claims: int) -> None:
         """Begin with nothing, when so many claims had got their connection."""
@@ -48,6 +54,14 @@ class Timing:
         """Of claims that did not go the shortest way."""
         self.use = Buckets(bounds)
         self.connect = Buckets(bounds)
+        self.waits, self.uses = self.wait.fresh, self.use.fresh  # at hand where a call would cost too much
+
+    def waited(self, claimed: Claimed, seconds: float) -> None:
+        """Count a claim that did not go the shortest way, here and where it is counted otherwise."""
+        claimed.total_claims += 1
+        self.waits.append(seconds)  # nothing is called in between: in no other thread is there one without the other
+        if len(self.waits) >= FULL:
+            self.wait.sort()
 
     def snapshot(self, claims: int) -> Timings:
         """Give the times so far, when so many claims have got their connection.
@@ -65,5 +79,5 @@ class Timing:
 
 
 def _histogram(buckets: Buckets) -> Histogram:
-    counts = tuple(buckets.counts)
-    return Histogram(buckets.bounds, counts, sum(counts), buckets.sum)
+    counts, total = buckets.read()
+    return Histogram(buckets.bounds, counts, sum(counts), total)
