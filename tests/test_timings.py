@@ -400,7 +400,7 @@ def test_numbers_may_be_taken_from_another_thread_while_the_pool_works():
             await asyncio.sleep(1)
             thread = threading.Thread(target=look)
             interval = sys.getswitchinterval()
-            sys.setswitchinterval(1e-5)  # of 5 ms: the two get in each other's way at many more points
+            sys.setswitchinterval(1e-5)  # instead of 5 ms: the two meet at many more points
             thread.start()
             try:
                 for _ in range(1000):
